@@ -1,0 +1,43 @@
+# The verbs of the project. Everything here works on a fresh clone.
+
+GO     ?= go
+TOOLS  ?= $(or $(LAMINA_TOOLS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/lamina/bin)
+LDFLAGS = -s -w
+
+.PHONY: all build demo setup lint unit test integration bench clean
+
+all: build
+
+# A static binary: no cgo, nothing to install beside it.
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/lamina ./cmd/lamina
+
+# Mount an image from a registry on this machine, look into it, run from it.
+demo:
+	hack/demo.sh
+
+setup:
+	hack/setup.sh
+
+lint:
+	hack/setup.sh tools
+	LAMINA_TOOLS=$(TOOLS) hack/lint.sh
+
+# Needs only Go: no root, no FUSE, no network beyond loopback.
+unit:
+	$(GO) test -race ./...
+
+# Needs root, FUSE and what hack/setup.sh installs; builds the test images once.
+integration:
+	hack/setup.sh packages
+	$(GO) test -tags integration -timeout 25m ./integration/...
+
+test:
+	.ci/run
+
+bench:
+	hack/setup.sh packages
+	$(GO) run ./bench
+
+clean:
+	rm -rf bin

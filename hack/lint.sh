@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Formatting, vet, staticcheck and golangci-lint over the whole module.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+tools=${LAMINA_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina/bin}
+export PATH=$tools:$PATH
+
+unformatted=$(find . -name '*.go' -not -path './.cache/*' -print0 | xargs -0 -r gofumpt -l)
+if [ -n "$unformatted" ]; then
+	printf 'not formatted by gofumpt:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+go vet ./...
+go vet -tags integration ./...
+staticcheck -tags integration ./...
+golangci-lint run --build-tags integration ./...
