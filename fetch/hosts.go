@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -162,7 +161,7 @@ func (c *Client) hostDir(domain string) (string, error) {
 		// A root that may not be looked into is as good as none: a rootless
 		// user cannot change it.
 	}
-	return "", os.ErrNotExist
+	return "", errdefs.ErrNotFound
 }
 
 // url returns the address of an object of the repository; kind is "manifests"

@@ -95,8 +95,13 @@ func (s *remoteStream) connect() error {
 func (s *remoteStream) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err == nil && s.pos == s.end {
+	switch {
+	case s.err != nil:
+	case s.pos == s.end:
 		s.err = io.EOF
+	case s.caller.Err() != nil: // also when bytes lie ready
+		s.err = s.call.ended(s.caller.Err())
+		s.finish()
 	}
 	if s.err != nil {
 		return 0, s.err
