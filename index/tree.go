@@ -1,0 +1,118 @@
+package index
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// Device is a slot for a file that holds data: one layer's.
+type Device struct {
+	Tag  string // at most 64 bytes, by convention the hex of the layer's diff ID
+	Size int64  // bytes
+}
+
+// Tree is a file tree in memory, to be encoded. Extents name Devices by their
+// position, counted from 1.
+//
+// Not safe for concurrent use: encoding sorts directories.
+type Tree struct {
+	Root    *Node
+	Devices []Device
+
+	// Warnings are what was left out because it could not be kept: hard links
+	// to paths that do not exist (Merge), xattrs that the kernel could not show
+	// (encoding). One line each, not many of them.
+	Warnings []string
+}
+
+// maxWarnings bounds what hostile layers can make us remember and print.
+const maxWarnings = 64
+
+// warn adds a warning, once.
+func (t *Tree) warn(format string, args ...any) {
+	switch n := len(t.Warnings); {
+	case n < maxWarnings:
+		if s := fmt.Sprintf(format, args...); !slices.Contains(t.Warnings, s) {
+			t.Warnings = append(t.Warnings, s)
+		}
+	case n == maxWarnings:
+		t.Warnings = append(t.Warnings, "and more like these")
+	}
+}
+
+// WriteTo writes the image to w, front to back. An error that is not w's own
+// means that the tree cannot be encoded, and comes before anything is written:
+// one that wraps ErrTooBig if it exceeds a limit of the format, another one if
+// it is malformed (a bad name, overlapping extents, a directory in two places).
+func (t *Tree) WriteTo(w io.Writer) (int64, error) {
+	p, err := newPlan(t)
+	if err != nil {
+		return 0, err
+	}
+	return p.write(w)
+}
+
+// Encode returns the image; see WriteTo for errors.
+func (t *Tree) Encode() ([]byte, error) {
+	p, err := newPlan(t)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	b.Grow(int(p.size))
+	if _, err := p.write(&b); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// Write writes the image to path, replacing what is there: the file appears
+// under its name whole and on disk, or not at all. See WriteTo for errors of
+// the tree.
+func (t *Tree) Write(path string) (err error) {
+	p, err := newPlan(t)
+	if err != nil {
+		return err
+	}
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, ".index-*")
+	if err != nil {
+		return fmt.Errorf("write index: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+			err = fmt.Errorf("write index %s: %w", path, err)
+		}
+	}()
+	if _, err := p.write(f); err != nil {
+		return err
+	}
+	// The data must be on disk before the name is: after a crash a reader finds
+	// either no index or this one.
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// syncDir makes a rename in dir durable.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }()
+	return d.Sync()
+}
