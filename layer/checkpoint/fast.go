@@ -24,93 +24,73 @@ const (
 // the output is below limit, at which outSlack bytes must still follow. All
 // state lives in locals: this loop bounds the speed of a first mount.
 func (z *Reader) fast(t *tables, limit int) outcome {
-	in, out := z.in[:z.end], z.out
+	in, out := z.in, z.out
 	pos, op, low, last := z.pos, z.op, z.low, z.end-inSlack
 	bb, bc := z.bb, z.bc
-	why := outOfRoom
-loop:
+	if pos > last {
+		return outOfRoom
+	}
+	pos, bb, bc = refill(in, pos, bb, bc)
+	e := uint64(t.lit[bb&litMask])
 	for pos <= last && op < limit {
-		bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (bc & 63)
-		pos += int(^bc>>3) & 7
-		bc |= 56
-		e := t.lit[bb&litMask]
 		if e&flagLiteral != 0 {
-			binary.LittleEndian.PutUint16(out[op:op+2], uint16(e>>16))
-			op += int(e>>12) & 3
-			bb >>= e & 63
-			bc -= uint64(e)
-			e = t.lit[bb&litMask]
+			op, bb, bc = put(out, op, e, bb, bc)
+			e = uint64(t.lit[bb&litMask])
 			if e&flagLiteral != 0 {
-				binary.LittleEndian.PutUint16(out[op:op+2], uint16(e>>16))
-				op += int(e>>12) & 3
-				bb >>= e & 63
-				bc -= uint64(e)
-				e = t.lit[bb&litMask]
+				op, bb, bc = put(out, op, e, bb, bc)
+				e = uint64(t.lit[bb&litMask])
 				if e&flagLiteral != 0 {
-					binary.LittleEndian.PutUint16(out[op:op+2], uint16(e>>16))
-					op += int(e>>12) & 3
-					bb >>= e & 63
-					bc -= uint64(e)
+					op, bb, bc = put(out, op, e, bb, bc)
+					pos, bb, bc = refill(in, pos, bb, bc)
+					e = uint64(t.lit[bb&litMask])
 					continue
 				}
 			}
 		}
 		if e&flagRare != 0 {
 			if e&rareTable != 0 {
-				bb >>= litBits
-				bc -= litBits
-				e = t.lit[(uint64(e>>16)+bb&(1<<(e>>8&15)-1))&(litSize-1)]
+				bb, bc = bb>>litBits, bc-litBits
+				e = uint64(t.lit[(e>>16+bb&(1<<(e>>8&15)-1))&(litSize-1)])
 			}
-			if e&(flagLiteral|flagRare) != 0 {
-				if e&flagRare != 0 {
-					why = endOfBlock
-					if e&rareBad != 0 {
-						why = badSymbol
-					}
-				} else {
-					out[op] = byte(e >> 16)
-					op++
-				}
-				bb >>= e & 63
-				bc -= uint64(e)
-				if e&flagRare != 0 {
-					break loop
-				}
+			if e&flagLiteral != 0 {
+				op, bb, bc = put(out, op, e, bb, bc)
+				pos, bb, bc = refill(in, pos, bb, bc)
+				e = uint64(t.lit[bb&litMask])
 				continue
 			}
+			if e&flagRare != 0 {
+				if e&rareBad != 0 {
+					return z.leave(badSymbol, pos, op, bb, bc)
+				}
+				return z.leave(endOfBlock, pos, op, bb>>(e&63), bc-e)
+			}
 		}
-		length := int(e>>23) + int(uint32(bb>>(e>>8&15))&(e>>12&31))
+		length := int(e>>23) + int(bb>>(e>>8&15)&(e>>12&31))
 		bb >>= e & 63
-		bc -= uint64(e)
-		bb |= binary.LittleEndian.Uint64(in[pos:pos+8]) << (bc & 63)
-		pos += int(^bc>>3) & 7
-		bc |= 56
-		e = t.dist[bb&distMask]
+		bc -= e
+		pos, bb, bc = refill(in, pos, bb, bc)
+		e = uint64(t.dist[bb&distMask])
 		if e&flagRare != 0 {
-			if e&rareBad != 0 {
-				why = badSymbol
-				break
+			if e&rareTable != 0 {
+				bb, bc = bb>>distBits, bc-distBits
+				e = uint64(t.dist[(e>>16+bb&(1<<(e>>8&15)-1))&(distSize-1)])
 			}
-			bb >>= distBits
-			bc -= distBits
-			e = t.dist[(uint64(e>>16)+bb&(1<<(e>>8&15)-1))&(distSize-1)]
-			if e&rareBad != 0 {
-				why = badSymbol
-				break
+			if e&flagRare != 0 {
+				return z.leave(badSymbol, pos, op, bb, bc)
 			}
 		}
-		dist := int(e>>16) + int(bb&(1<<(e&63)-1)>>(e>>8&15))
+		src := op - int(e>>16) - int(bb&(1<<(e&63)-1)>>(e>>8&15))
 		bb >>= e & 63
-		bc -= uint64(e)
-		src := op - dist
+		bc -= e
 		if src < low && !z.outside(src, length) {
-			why = badSymbol
-			break
+			return z.leave(badSymbol, pos, op, bb, bc)
 		}
+		pos, bb, bc = refill(in, pos, bb, bc)
+		e = uint64(t.lit[bb&litMask])
 		end := op + length
-		if dist >= 16 {
+		if src <= op-16 {
 			for {
-				copy(out[op:op+16], out[src:src+16])
+				*(*[16]byte)(out[op : op+16]) = *(*[16]byte)(out[src : src+16])
 				op += 16
 				if op >= end {
 					break
@@ -118,10 +98,30 @@ loop:
 				src += 16
 			}
 		} else {
-			near(out, op, dist, end)
+			near(out, op, op-src, end)
 		}
 		op = end
 	}
+	return z.leave(outOfRoom, pos, op, bb, bc)
+}
+
+// refill takes in as many whole bytes as the bit buffer has room for: all eight
+// are ORed in, and the bits beyond the count are ORed in again, the same, later.
+func refill(in *[inSize]byte, pos int, bb, bc uint64) (int, uint64, uint64) {
+	return pos + int(^bc>>3)&7, bb | binary.LittleEndian.Uint64(in[pos:pos+8])<<(bc&63), bc | 56
+}
+
+// put writes the one or two literals of an entry.
+func put(out *[outLen]byte, op int, e, bb, bc uint64) (int, uint64, uint64) {
+	binary.LittleEndian.PutUint16(out[op:op+2], uint16(e>>16))
+	return op + int(e>>12)&3, bb >> (e & 63), bc - e
+}
+
+// leave keeps the state of the fast loop. Inlined, it and the other rare ways
+// out would cost the loop registers.
+//
+//go:noinline
+func (z *Reader) leave(why outcome, pos, op int, bb, bc uint64) outcome {
 	z.pos, z.op = pos, op
 	z.bc = bc & 63
 	z.bb = bb & (1<<z.bc - 1)
@@ -130,7 +130,9 @@ loop:
 
 // near copies a match that overlaps itself within sixteen bytes, writing up to
 // sixteen bytes past end.
-func near(out []byte, op, dist, end int) {
+//
+//go:noinline
+func near(out *[outLen]byte, op, dist, end int) {
 	if dist == 1 {
 		v := uint64(out[op-1]) * 0x0101010101010101
 		for ; op < end; op += 8 {

@@ -48,6 +48,8 @@ func (z *Reader) begin() {
 
 // outside looks at a match whose source starts below low: before a pending
 // checkpoint, where it is noted, or before the data, where it is an error.
+//
+//go:noinline
 func (z *Reader) outside(src, length int) bool {
 	if src < z.member {
 		return false

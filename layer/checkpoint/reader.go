@@ -12,6 +12,7 @@ const (
 	// outSize is what one round decodes, beside the window before it: small
 	// enough to stay in a core's own cache until it is summed and written.
 	outSize = 256 << 10
+	outLen  = WindowSize + outSize + outSlack
 )
 
 // Reader decompresses a gzip stream, checks it, and reports checkpoints. It is
@@ -21,16 +22,16 @@ type Reader struct {
 	at   func(Checkpoint) error
 	span int64
 
-	in      []byte
-	pos     int    // next byte of in
-	end     int    // of what was read into in
-	base    int64  // offset in the blob of in[0]
-	bb      uint64 // bits taken from in and not used yet, the next one lowest
-	bc      uint64 // how many
-	eof     bool   // src has ended
-	readErr error  // src has failed
+	in      *[inSize]byte // an array: its length costs the fast loop no register
+	pos     int           // next byte of in
+	end     int           // of what was read into in
+	base    int64         // offset in the blob of in[0]
+	bb      uint64        // bits taken from in and not used yet, the next one lowest
+	bc      uint64        // how many
+	eof     bool          // src has ended
+	readErr error         // src has failed
 
-	out     []byte
+	out     *[outLen]byte
 	op      int   // end of what was decoded
 	low     int   // matches reaching below it need a look
 	member  int   // where the member's data starts
@@ -69,8 +70,8 @@ type Reader struct {
 // owns c.Window. An error from it ends the stream and is returned as it is.
 func NewReader(r io.Reader, span int64, at func(Checkpoint) error) *Reader {
 	z := &Reader{
-		in:  make([]byte, inSize),
-		out: make([]byte, WindowSize+outSize+outSlack),
+		in:  new([inSize]byte),
+		out: new([outLen]byte),
 	}
 	z.protos.fill()
 	z.Reset(r, span, at)
@@ -179,7 +180,7 @@ func (z *Reader) slide() {
 		return
 	}
 	n := min(z.op-WindowSize, z.sent)
-	copy(z.out, z.out[n:z.op])
+	copy(z.out[:], z.out[n:z.op])
 	z.op -= n
 	z.sent -= n
 	z.ready -= n
@@ -213,7 +214,7 @@ func (z *Reader) fill() error {
 		return z.readErr
 	}
 	if n := z.pos - 8; n > 0 {
-		copy(z.in, z.in[n:z.end])
+		copy(z.in[:], z.in[n:z.end])
 		z.pos, z.end = z.pos-n, z.end-n
 		z.base += int64(n)
 	}

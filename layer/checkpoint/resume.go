@@ -26,7 +26,7 @@ func (z *Reader) Resume(r io.Reader, c Checkpoint) error {
 		return fmt.Errorf("resume at byte %d: %w: no such checkpoint", c.In, ErrCorrupt)
 	}
 	z.Reset(r, 0, nil)
-	n := copy(z.out, c.Window)
+	n := copy(z.out[:], c.Window)
 	z.op, z.sent, z.ready, z.summed = n, n, n, n
 	z.outBase, z.base = c.Out-int64(n), c.In
 	z.skip = uint64(c.Bits)
