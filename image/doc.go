@@ -1,0 +1,56 @@
+// Package image turns the name a user types into the description of one
+// container image: its manifest, its config and one lazily readable blob per
+// layer.
+//
+// A name is a registry reference by Docker's rules (nginx:1.27,
+// host:5000/repo@sha256:…), or one of skopeo's transports for files:
+//
+//	oci:DIR[:TAG][@sha256:…]     a directory in the OCI image layout
+//	oci-archive:FILE[:TAG]       a tar of such a directory
+//	docker-archive:FILE[:REF]    what docker save and podman save write
+//
+// Everything is read in place; nothing is unpacked. [Open] is the one way in
+// and [Image] the one result, whatever the transport. What the rest of lamina
+// needs from an image is then only Image.Layers.
+//
+// # Reading
+//
+// Each transport is a source: manifests and blobs by descriptor. Above it, one
+// resolver walks image indexes to the manifest of the wanted platform, and one
+// parser checks manifests and configs. So an image index in a registry, in a
+// layout and in our own store is read by the same code.
+//
+// Invariants:
+//   - A manifest, index or config that was addressed by digest is verified
+//     against it before a byte of it is interpreted, also when it comes from
+//     our own store. Sizes are capped first.
+//   - A document that could be read as two kinds (manifests and layers in one
+//     object, or a media type that contradicts the one it was announced with)
+//     is refused.
+//   - A manifest has as many layers as its config has diff IDs.
+//
+// Not promised: layer blobs are neither read nor verified here (the one
+// exception is a compressed layer in a docker archive, whose digest is recorded
+// nowhere and is computed by reading it once). A file that changes while it is
+// mounted is not noticed here either.
+//
+// # The store
+//
+// [Store] is an OCI image layout that holds what a second mount needs: the
+// manifest, the config and, where the name stood for several platforms, the
+// image index. Layer blobs are usually absent, as mounted images are read from
+// where they came from; an annotation of the entry says where that is.
+// skopeo, crane and umoci can read the directory as it stands. Entries carry
+// these annotations:
+//
+//	org.opencontainers.image.ref.name   the full name; only on the platform
+//	                                    stored last, so that it is unique
+//	io.containerd.image.name            the full name
+//	io.github.laminafs.image.origin     the repository the layers come from
+//	io.github.laminafs.image.index      the digest of the image index, if any
+//
+// Several processes share the store: readers take no lock, as index.json is
+// replaced by rename; writers hold a lock file, write and sync blobs first and
+// index.json last. A crash leaves the old or the new index.json, and at most
+// some temporary files, which the next writer removes.
+package image
