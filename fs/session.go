@@ -1,0 +1,293 @@
+package fs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// ErrAborted is returned by Serve when the connection was aborted by hand
+// (fusectl) or by the kernel, as opposed to unmounted.
+var ErrAborted = errors.New("connection aborted")
+
+// ErrNoResend is returned by Serve when a session cannot be taken over because
+// the kernel (older than 6.9) cannot send unanswered requests again.
+var ErrNoResend = errors.New("kernel cannot resend requests (Linux 6.9 or later is needed)")
+
+// SessionOptions configures Serve. The zero value serves a fresh session that
+// cannot be taken over.
+type SessionOptions struct {
+	// InitFile is where the kernel's INIT request is kept, by atomic rename,
+	// before it is answered. Empty: not kept.
+	InitFile string
+	// Takeover says that an earlier server of this session has died: INIT is
+	// replayed from InitFile (when it got that far) and unanswered requests
+	// are sent again by the kernel.
+	Takeover bool
+	// MaxBackground bounds the read-ahead requests in flight; 0 means 64.
+	MaxBackground int
+	// Stats counts requests; nil: not counted.
+	Stats *Stats
+	// Trim, when set, is called about once a second while requests come in, and
+	// once after they stop: the place to give mapped index pages back.
+	Trim func()
+	// Log gets what cannot be answered to the kernel; nil: slog.Default().
+	Log *slog.Logger
+}
+
+const (
+	defaultBackground = 64
+	trimEvery         = time.Second
+
+	// maxRequest bounds reads and directory listings: 256 pages, FUSE's limit
+	// that every kernel accepts.
+	maxRequest = 1 << 20
+	// maxWrite is FUSE's least. The tree is read-only, so requests are small,
+	// and every worker holds one buffer of this size plus headers.
+	maxWrite      = 4096
+	requestBuffer = 16 << 10
+)
+
+// session is one server's part in the life of a FUSE connection.
+type session struct {
+	fd    int
+	ps    *fuse.ProtocolServer
+	raw   fuse.RawFileSystem
+	o     SessionOptions
+	log   *slog.Logger
+	spare int32 // workers beyond this many waiting ones go away
+
+	waiting  atomic.Int32 // goroutines in read(2), or on their way to it
+	handled  atomic.Uint64
+	stopping atomic.Bool // set: answer nothing more but INIT
+	inited   bool        // INIT answered or replayed; before workers start
+	workers  sync.WaitGroup
+	replies  replyPools
+
+	endOnce sync.Once
+	ended   chan struct{}
+	err     error // why the session ended; written once before ended is closed
+}
+
+// Serve answers the kernel's requests on dev, the descriptor Mount returned,
+// with raw. It returns nil when the filesystem has been unmounted, ErrAborted
+// when the connection was cut, and ctx.Err() when ctx was cancelled: requests
+// then in flight stay unanswered, so that the next server is sent them.
+//
+// raw.OnUnmount is called once as soon as the session ends, while handlers may
+// still run, so that they can give up; Serve returns after the last of them.
+// raw cannot be used again. dev is not closed.
+func Serve(ctx context.Context, dev *os.File, raw fuse.RawFileSystem, o SessionOptions) error {
+	s := newSession(raw, o)
+	conn, err := dev.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("serve %s: %w", dev.Name(), err)
+	}
+	var serveErr error
+	// Control keeps dev from being closed under the loop.
+	if err := conn.Control(func(fd uintptr) { serveErr = s.serve(ctx, int(fd)) }); err != nil {
+		return fmt.Errorf("serve %s: %w", dev.Name(), err)
+	}
+	if serveErr != nil && !errors.Is(serveErr, context.Canceled) {
+		return fmt.Errorf("serve %s: %w", dev.Name(), serveErr)
+	}
+	return serveErr
+}
+
+func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
+	if o.MaxBackground <= 0 {
+		o.MaxBackground = defaultBackground
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	s := &session{
+		raw:   raw,
+		o:     o,
+		log:   o.Log,
+		spare: int32(max(2, runtime.GOMAXPROCS(0))),
+		ended: make(chan struct{}),
+	}
+	s.ps = fuse.NewProtocolServer(raw, &fuse.MountOptions{
+		MaxWrite:                 maxRequest,
+		MaxReadAhead:             maxRequest,
+		MaxBackground:            o.MaxBackground,
+		EnableSymlinkCaching:     true,
+		ExplicitDataCacheControl: true,
+		EnableAcl:                true,
+		IDMappedMount:            true,
+		ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_EXPORT_SUPPORT |
+			fuse.CAP_ASYNC_DIO | fuse.CAP_ABORT_ERROR | fuse.CAP_HAS_RESEND,
+		Logger:       log.New(logWriter{o.Log}, "", 0),
+		PanicHandler: s.panicked,
+	})
+	return s
+}
+
+func (s *session) serve(ctx context.Context, fd int) error {
+	s.fd = fd
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return fmt.Errorf("make descriptor blocking: %w", err)
+	}
+	if err := s.start(); err != nil {
+		s.end(err)
+		return s.result()
+	}
+	s.waiting.Store(s.spare)
+	for range s.spare {
+		s.workers.Add(1)
+		go s.work()
+	}
+	var aux sync.WaitGroup
+	aux.Go(func() { s.stopWhenDone(ctx) })
+	aux.Go(s.trimWhileBusy)
+	<-s.ended
+	s.workers.Wait()
+	aux.Wait()
+	return s.result()
+}
+
+// start brings the protocol to the point where workers may run side by side.
+func (s *session) start() error {
+	if s.o.Takeover {
+		if err := s.takeOver(); err != nil {
+			return err
+		}
+	}
+	w := newWorker(s)
+	for !s.inited {
+		n, err := s.receive(w.in)
+		if err != nil {
+			return err
+		}
+		w.answer(w.in[:n])
+	}
+	return nil
+}
+
+// end records why the session is over and tells the filesystem; the first call
+// counts. A nil err means unmounted.
+func (s *session) end(err error) {
+	s.endOnce.Do(func() {
+		s.err = err
+		s.raw.OnUnmount()
+		close(s.ended)
+	})
+}
+
+func (s *session) result() error {
+	if errors.Is(s.err, io.EOF) {
+		return nil
+	}
+	return s.err
+}
+
+// receive blocks for the next request. io.EOF means unmounted.
+func (s *session) receive(in []byte) (int, error) {
+	for {
+		n, err := unix.Read(s.fd, in)
+		switch {
+		case err == nil && n == 0:
+			return 0, io.EOF
+		case err == nil && n >= inHeaderSize:
+			return n, nil
+		case err == nil:
+			return 0, fmt.Errorf("request of %d bytes: shorter than its header", n)
+		case err == unix.EINTR || err == unix.ENOENT:
+			// ENOENT: the request was interrupted before it could be read.
+		case err == unix.EAGAIN:
+			// Another holder of the descriptor made it non-blocking.
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, -1); err != nil && err != unix.EINTR {
+				return 0, fmt.Errorf("poll: %w", err)
+			}
+		case err == unix.ENODEV:
+			return 0, io.EOF
+		case err == unix.ECONNABORTED:
+			return 0, ErrAborted
+		default:
+			return 0, fmt.Errorf("read request: %w", err)
+		}
+	}
+}
+
+// send writes one reply. What the kernel no longer waits for is not an error.
+func (s *session) send(out []byte) {
+	for {
+		_, err := unix.Write(s.fd, out)
+		switch err {
+		case nil, unix.ENOENT, unix.ENODEV, unix.ECONNABORTED, unix.EPIPE:
+			return
+		case unix.EINTR, unix.EAGAIN:
+			continue
+		}
+		s.log.Error("reply refused by the kernel", "bytes", len(out), "err", err)
+		return
+	}
+}
+
+// stopWhenDone ends the session when ctx is cancelled before it ends by itself.
+func (s *session) stopWhenDone(ctx context.Context) {
+	select {
+	case <-s.ended:
+		return
+	case <-ctx.Done():
+	}
+	s.stopping.Store(true)
+	s.end(ctx.Err())
+	// A blocked read(2) cannot be called back, but every reader takes one
+	// request: give each of them one.
+	for s.waiting.Load() > 0 {
+		for range s.waiting.Load() {
+			if err := s.wakeReader(); err != nil {
+				return // the connection is gone, and readers learn it too
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (s *session) trimWhileBusy() {
+	if s.o.Trim == nil {
+		return
+	}
+	tick := time.NewTicker(trimEvery)
+	defer tick.Stop()
+	var trimmed uint64
+	for {
+		select {
+		case <-s.ended:
+			return
+		case <-tick.C:
+		}
+		if n := s.handled.Load(); n != trimmed {
+			trimmed = n
+			s.o.Trim()
+		}
+	}
+}
+
+func (s *session) panicked(v any) fuse.Status {
+	stack := make([]byte, 16<<10)
+	s.log.Error("handler panicked", "panic", v, "stack", string(stack[:runtime.Stack(stack, false)]))
+	return fuse.EIO
+}
+
+// logWriter passes go-fuse's messages on. They are about protocol oddities, such
+// as opcodes that newer kernels try once, so they rank as debugging.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(p []byte) (int, error) {
+	w.log.Debug("fuse", "msg", string(p))
+	return len(p), nil
+}
