@@ -90,7 +90,7 @@ func compare(t *testing.T, got, want map[string]string) {
 }
 
 func TestRoundTrip(t *testing.T) {
-	for seed := range uint64(300) {
+	for seed := range uint64(150) {
 		g := newGen(seed)
 		g.devices = 1 + g.IntN(5)
 		g.layer = g.chance(2)

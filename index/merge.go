@@ -95,9 +95,6 @@ func (l *layerMarks) overlayXattr(n *Node, x Xattr) {
 // because something below them is hidden: where nothing lies below, they must
 // not appear.
 func (l *layerMarks) hollowOut() {
-	if len(l.whiteouts) == 0 && len(l.opaque) == 0 {
-		return
-	}
 	l.hollow = map[*Node][]layerEntry{}
 	for _, e := range slices.Backward(l.implicit) {
 		if e.dir != nil && e.node.Flags&Implicit != 0 && e.node.Len() == 0 {

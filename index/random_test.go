@@ -29,6 +29,7 @@ type gen struct {
 	*rand.Rand
 	devices int
 	layer   bool // with whiteouts, opaque and implicit directories, absent link targets
+	noLinks bool // no symlinks
 	files   []*index.Node
 }
 
@@ -68,7 +69,11 @@ func (g *gen) entry() *index.Node {
 		return &index.Node{Mode: sChar}
 	}
 	kinds := []uint32{sReg, sReg, sReg, sDir, sDir, sDir, sLink, sChar, sBlk, sFifo, sSock}
-	n := g.node(kinds[g.IntN(len(kinds))])
+	kind := kinds[g.IntN(len(kinds))]
+	if kind == sLink && g.noLinks {
+		kind = sFifo
+	}
+	n := g.node(kind)
 	if !n.IsDir() {
 		g.files = append(g.files, n)
 	}
