@@ -92,10 +92,17 @@ func (f authFile) Resolve(target authn.Resource) (authn.Authenticator, error) {
 }
 
 // lookup returns the credentials of exactly one key, the zero value for none.
+// The file's own lookup takes a key that names a part of a registry for the
+// whole of it, so it is used for helpers only.
 func lookup(cf *configfile.ConfigFile, key string) (types.AuthConfig, error) {
-	creds, err := cf.GetAuthConfig(key)
-	if err != nil {
-		return types.AuthConfig{}, err
+	creds, ok := cf.AuthConfigs[key]
+	_, helper := cf.CredentialHelpers[key]
+	whole := key == authn.DefaultAuthKey || !strings.Contains(key, "/") // helpers know registries only
+	if helper || whole && !ok && cf.CredentialsStore != "" {
+		var err error
+		if creds, err = cf.GetCredentialsStore(key).Get(key); err != nil {
+			return types.AuthConfig{}, err
+		}
 	}
 	creds.ServerAddress = "" // filled in even where nothing was found
 	return creds, nil

@@ -1,0 +1,173 @@
+package fetch_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/laminafs/lamina/fetch"
+)
+
+// TestReaderGoesFirst fills all places with lower classes, and more of them in
+// the queue. A Reader does not wait.
+func TestReaderGoesFirst(t *testing.T) {
+	p := randomBytes(10_000)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	release := make(chan struct{})
+	f.fault = func(_ int, _ http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Range") != "bytes=1-1" { // not the Reader's
+			<-release
+		}
+		return false
+	}
+	c := newClient(t, fetch.Options{Parallel: 3})
+	b := f.blob(t, c, p)
+	var wg sync.WaitGroup
+	for _, class := range []fetch.Priority{fetch.Background, fetch.Prefetch} {
+		for range 6 {
+			wg.Go(func() {
+				if _, err := readRange(fetch.WithPriority(context.Background(), class), b, 100, 100); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	for c.Stats().Waiting < 8 {
+		time.Sleep(time.Millisecond)
+	}
+	wantRange(t, b, p, 1, 1)
+	if s := c.Stats(); s.Active > 4 || s.Waiting < 8 {
+		t.Errorf("%d active, %d waiting", s.Active, s.Waiting)
+	}
+	close(release)
+	wg.Wait()
+	if s := c.Stats(); s.Active != 0 || s.Waiting != 0 {
+		t.Errorf("%d active, %d waiting at the end", s.Active, s.Waiting)
+	}
+}
+
+// TestParallel never has more requests under way than allowed.
+func TestParallel(t *testing.T) {
+	p := randomBytes(10_000)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	var now, most atomic.Int64
+	f.fault = func(int, http.ResponseWriter, *http.Request) bool {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		time.Sleep(5 * time.Millisecond)
+		return false
+	}
+	b := f.blob(t, newClient(t, fetch.Options{Parallel: 3}), p)
+	var wg sync.WaitGroup
+	for i := range 30 {
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			if i%3 == 0 { // some give up, most of them in the queue
+				time.AfterFunc(5*time.Millisecond, cancel)
+			}
+			if _, err := readRange(ctx, b, 5, 100); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if most.Load() != 3 {
+		t.Errorf("at most %d at a time", most.Load())
+	}
+}
+
+// TestSlowConsumer has one that does not read on. Others get its place, and it
+// gets its bytes in the end.
+func TestSlowConsumer(t *testing.T) {
+	p := randomBytes(4 << 20)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	b := f.blob(t, newClient(t, fetch.Options{Parallel: 1}), p)
+	s, err := b.ReadRange(context.Background(), 0, int64(len(p)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	first := make([]byte, 10)
+	if _, err := io.ReadFull(s, first); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	wantRange(t, b, p, 100, 100)
+	if d := time.Since(start); d > 3*time.Second {
+		t.Errorf("the other waited %v", d)
+	}
+	rest, err := io.ReadAll(s)
+	if err != nil || string(first)+string(rest) != string(p) {
+		t.Errorf("%d bytes, %v", len(rest), err)
+	}
+}
+
+func TestFillRate(t *testing.T) {
+	p := randomBytes(200_000)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	b := f.blob(t, newClient(t, fetch.Options{FillRate: rate.Limit(400_000)}), p)
+	start := time.Now()
+	wantRange(t, b, p, 0, 200_000)
+	if d := time.Since(start); d > 200*time.Millisecond {
+		t.Errorf("a Reader was slowed down: %v", d)
+	}
+	start = time.Now()
+	if _, err := readRange(fetch.WithPriority(context.Background(), fetch.Background), b, 0, 200_000); err != nil {
+		t.Fatal(err)
+	}
+	// 200,000 bytes less the burst of 65,536, at 400,000 a second.
+	if d := time.Since(start); d < 300*time.Millisecond || d > 2*time.Second {
+		t.Errorf("took %v", d)
+	}
+}
+
+// TestLink reads through a server with a delay and a pace, and looks at what
+// the client thinks of it.
+func TestLink(t *testing.T) {
+	p := randomBytes(1 << 20)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	c := newClient(t, fetch.Options{})
+	if rtt, bps := c.Link(); rtt != 20*time.Millisecond || bps != 25e6 {
+		t.Errorf("before any request: %v, %v", rtt, bps)
+	}
+	f.fault = func(_ int, w http.ResponseWriter, r *http.Request) bool {
+		time.Sleep(30 * time.Millisecond)
+		from, to := parseRange(r, len(p))
+		if to-from < 1000 {
+			return false
+		}
+		for ; from < to; from += 20_000 { // 4 MB/s
+			_, _ = w.Write(p[from:min(from+20_000, to)])
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(5 * time.Millisecond)
+		}
+		return true
+	}
+	b := f.blob(t, c, p)
+	for range 20 {
+		wantRange(t, b, p, 10, 100)
+	}
+	wantRange(t, b, p, 0, int64(len(p)))
+	rtt, bps := c.Link()
+	if rtt < 29*time.Millisecond || rtt > 60*time.Millisecond {
+		t.Errorf("round trip %v", rtt)
+	}
+	if bps < 1e6 || bps > 5e6 {
+		t.Errorf("bandwidth %.0f", bps)
+	}
+}
