@@ -26,7 +26,7 @@ func (z *Reader) blockHeader() error {
 		if err := z.dynamicTables(); err != nil {
 			return err
 		}
-		z.block = &z.dyn
+		z.block = &z.dynamic
 	default:
 		return fmt.Errorf("%w: block type 3", ErrCorrupt)
 	}
@@ -80,10 +80,10 @@ func (z *Reader) storedBytes() error {
 
 // fixedTables makes the tables of blocks that bring none.
 func (z *Reader) fixedTables() {
-	if z.hasFix {
+	if z.hasFixed {
 		return
 	}
-	z.hasFix = true
+	z.hasFixed = true
 	for i := range maxLits {
 		switch {
 		case i < 144:
@@ -121,26 +121,26 @@ func (z *Reader) dynamicTables() error {
 		codeLens[codeOrder[i]] = uint8(z.take(3))
 	}
 	// The code for code lengths borrows the table of the distances.
-	if !build(z.dyn.dist[:1<<codeBits], codeBits, codeLens[:], z.protos.code[:]) {
+	if !build(z.dynamic.dist[:1<<codeBits], codeBits, codeLens[:], z.protos.code[:]) {
 		return fmt.Errorf("%w: code for code lengths", ErrCorrupt)
 	}
 	if err := z.codeLengths(lits + dists); err != nil {
 		return err
 	}
-	if !build(z.dyn.lit[:], litBits, z.lens[:lits], z.protos.lit[:]) {
+	if !build(z.dynamic.lit[:], litBits, z.lens[:lits], z.protos.lit[:]) {
 		return fmt.Errorf("%w: code for literals", ErrCorrupt)
 	}
-	if !build(z.dyn.dist[:], distBits, z.lens[lits:lits+dists], z.protos.dist[:]) {
+	if !build(z.dynamic.dist[:], distBits, z.lens[lits:lits+dists], z.protos.dist[:]) {
 		return fmt.Errorf("%w: code for distances", ErrCorrupt)
 	}
-	z.dyn.pair()
+	z.dynamic.pair()
 	return nil
 }
 
 // codeLengths reads n code lengths into lens.
 func (z *Reader) codeLengths(n int) error {
 	for i := 0; i < n; {
-		e, err := z.symbol(z.dyn.dist[:], 1<<codeBits-1)
+		e, err := z.symbol(z.dynamic.dist[:], 1<<codeBits-1)
 		if err != nil {
 			return err
 		}

@@ -66,7 +66,8 @@ func (z *Reader) header() error {
 		z.state = statePadding
 		return nil
 	}
-	h := [10]byte{b}
+	h := &z.head
+	h[0] = b
 	for i := 1; i < len(h); i++ {
 		if i == 2 && (h[0] != 0x1f || h[1] != 0x8b) {
 			if !first {
@@ -140,7 +141,8 @@ func (z *Reader) headerFields(flags byte) error {
 func (z *Reader) headerByte() (byte, error) {
 	b, err := z.next()
 	if err == nil {
-		z.sum = crc32.Update(z.sum, crc32.IEEETable, []byte{b})
+		z.head[0] = b
+		z.sum = crc32.Update(z.sum, crc32.IEEETable, z.head[:1])
 	}
 	return b, err
 }

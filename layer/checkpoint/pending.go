@@ -7,11 +7,8 @@ type pending struct {
 	done   bool // nothing can refer to the window any more
 	pos    int  // where it is in the output buffer
 	c      Checkpoint
-	// window is the data before the checkpoint, ending with the array; kept
-	// has those bytes of it that were referred to, and zeros.
-	window, kept *[WindowSize]byte
-	first        int   // start of kept's data
-	prior        int64 // the Reader's last, before this one
+	first  int   // start of kept's data
+	prior  int64 // the Reader's last, before this one
 }
 
 // due reports whether a checkpoint belongs before the block that comes next.
@@ -32,8 +29,8 @@ func (z *Reader) due() bool {
 // begin starts a checkpoint at the current position.
 func (z *Reader) begin() {
 	p := &z.pend
-	if p.window == nil {
-		p.window, p.kept = new([WindowSize]byte), new([WindowSize]byte)
+	if z.window == nil {
+		z.window, z.kept = new([WindowSize]byte), new([WindowSize]byte)
 	}
 	bit := z.base*8 + int64(z.pos)*8 - int64(z.bc)
 	p.c = Checkpoint{Out: z.outBase + int64(z.op), In: bit >> 3, Bits: uint8(bit & 7)}
@@ -41,8 +38,8 @@ func (z *Reader) begin() {
 	p.first = WindowSize
 	p.prior, z.last = z.last, p.c.Out
 	before := z.out[max(z.member, z.op-WindowSize):z.op]
-	copy(p.window[WindowSize-len(before):], before)
-	clear(p.kept[:])
+	copy(z.window[WindowSize-len(before):], before)
+	clear(z.kept[:])
 	z.low = z.op
 }
 
@@ -57,7 +54,7 @@ func (z *Reader) outside(src, length int) bool {
 	if p := &z.pend; p.active && src < p.pos {
 		from := WindowSize - (p.pos - src)
 		to := min(from+length, WindowSize)
-		copy(p.kept[from:to], p.window[from:to])
+		copy(z.kept[from:to], z.window[from:to])
 		p.first = min(p.first, from)
 	}
 	return true
@@ -102,7 +99,7 @@ func (z *Reader) report() error {
 	p := &z.pend
 	c := p.c
 	if p.first < WindowSize {
-		c.Window = append([]byte(nil), p.kept[p.first:]...)
+		c.Window = append([]byte(nil), z.kept[p.first:]...)
 	}
 	p.active, p.done = false, false
 	z.ready = z.op

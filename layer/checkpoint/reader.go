@@ -18,20 +18,33 @@ const (
 // Reader decompresses a gzip stream, checks it, and reports checkpoints. It is
 // not safe for concurrent use.
 type Reader struct {
+	stream
+	in  *[inSize]byte // arrays: their lengths cost the fast loop no registers
+	out *[outLen]byte
+
+	protos   prototypes
+	dynamic  tables
+	fixed    tables
+	hasFixed bool
+	lens     [maxLits + maxDists]uint8
+	window   *[WindowSize]byte // the data before the pending checkpoint, ending with the array
+	kept     *[WindowSize]byte // those bytes of window that were referred to, and zeros
+}
+
+// stream is what a Reader knows of its stream.
+type stream struct {
 	src  io.Reader
 	at   func(Checkpoint) error
 	span int64
 
-	in      *[inSize]byte // an array: its length costs the fast loop no register
-	pos     int           // next byte of in
-	end     int           // of what was read into in
-	base    int64         // offset in the blob of in[0]
-	bb      uint64        // bits taken from in and not used yet, the next one lowest
-	bc      uint64        // how many
-	eof     bool          // src has ended
-	readErr error         // src has failed
+	pos     int    // next byte of in
+	end     int    // of what was read into in
+	base    int64  // offset in the blob of in[0]
+	bb      uint64 // bits taken from in and not used yet, the next one lowest
+	bc      uint64 // how many
+	eof     bool   // src has ended
+	readErr error  // what src ended with
 
-	out     *[outLen]byte
 	op      int   // end of what was decoded
 	low     int   // matches reaching below it need a look
 	member  int   // where the member's data starts
@@ -45,20 +58,16 @@ type Reader struct {
 	stored int    // bytes left of a stored block
 	block  *tables
 
+	head      [10]byte // of a member; a field, as a variable would go to the heap
 	sum       uint32
 	summed    int   // end of what sum covers
 	memberOut int64 // offset in the uncompressed data of the member
 	begun     bool  // a member's header was read
 	unchecked bool  // begun in the middle of a member: its sum is not known
 
-	pend   pending
-	last   int64 // Out of the last checkpoint; -1: none
-	err    error // what ends the stream, once everything is delivered
-	protos prototypes
-	dyn    tables
-	fixed  tables
-	lens   [maxLits + maxDists]uint8
-	hasFix bool
+	pend pending
+	last int64 // Out of the last checkpoint; -1: none
+	err  error // what ends the stream, once everything is delivered
 }
 
 // NewReader returns a Reader of the gzip stream r. It calls at for the start of
@@ -67,7 +76,8 @@ type Reader struct {
 // under MinSpan count as MinSpan. at may be nil.
 //
 // at(c) is called when exactly the bytes before c.Out have been delivered. It
-// owns c.Window. An error from it ends the stream and is returned as it is.
+// owns c.Window. An error from it, which must not be io.EOF, ends the stream and is
+// returned as it is.
 func NewReader(r io.Reader, span int64, at func(Checkpoint) error) *Reader {
 	z := &Reader{
 		in:  new([inSize]byte),
@@ -80,12 +90,7 @@ func NewReader(r io.Reader, span int64, at func(Checkpoint) error) *Reader {
 
 // Reset makes z what NewReader returns, keeping its buffers.
 func (z *Reader) Reset(r io.Reader, span int64, at func(Checkpoint) error) {
-	*z = Reader{
-		src: r, at: at, span: max(span, MinSpan),
-		in: z.in, out: z.out, pend: pending{window: z.pend.window, kept: z.pend.kept},
-		protos: z.protos, dyn: z.dyn, fixed: z.fixed, hasFix: z.hasFix,
-		last: -1,
-	}
+	z.stream = stream{src: r, at: at, span: max(span, MinSpan), last: -1}
 }
 
 // InputOffset returns how many bytes of the blob were used for what has been
@@ -115,7 +120,7 @@ func (z *Reader) WriteTo(w io.Writer) (int64, error) {
 	var total int64
 	for {
 		if err := z.more(); err != nil {
-			if errors.Is(err, io.EOF) && z.err == io.EOF {
+			if err == io.EOF {
 				return total, nil
 			}
 			return total, err
