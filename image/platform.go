@@ -76,7 +76,11 @@ func (t target) pick(list []ocispec.Descriptor) (best ocispec.Descriptor, ok boo
 // isAttachment says whether an entry of an index is no image but something
 // said about one: a signature, an SBOM, buildkit's attestations.
 func isAttachment(d ocispec.Descriptor) bool {
-	if d.Annotations["vnd.docker.reference.type"] != "" || d.ArtifactType != "" {
+	if d.Annotations["vnd.docker.reference.type"] != "" {
+		return true
+	}
+	// go-containerregistry gives images their config's type here.
+	if t := d.ArtifactType; t != "" && t != ocispec.MediaTypeImageConfig && t != dockerConfig {
 		return true
 	}
 	if d.Platform != nil && d.Platform.OS == "unknown" && d.Platform.Architecture == "unknown" {
