@@ -12,6 +12,14 @@ type encoder struct {
 	w   *bufio.Writer
 	pos int64
 	err error
+	buf [blockSize]byte // what is written next; a local array would be on the heap each time
+}
+
+// scratch returns n zero bytes to fill and write.
+func (e *encoder) scratch(n int) []byte {
+	b := e.buf[:n]
+	clear(b)
+	return b
 }
 
 // write writes the planned image and returns its size.
@@ -61,12 +69,11 @@ func (e *encoder) writeString(s string) {
 
 // seek writes zeros up to pos.
 func (e *encoder) seek(pos int64) {
-	var zeros [blockSize]byte
 	if pos < e.pos && e.err == nil {
 		e.err = fmt.Errorf("encode index: at %d, past %d", e.pos, pos) // the plan is wrong
 	}
 	for e.pos < pos && e.err == nil {
-		e.write(zeros[:min(pos-e.pos, blockSize)])
+		e.write(e.scratch(int(min(pos-e.pos, blockSize))))
 	}
 }
 
@@ -97,7 +104,8 @@ func (e *encoder) writeSuper() {
 func (e *encoder) writeInode(i uint32) {
 	q := &e.nodes[i]
 	n := q.node
-	var b [inodeSize]byte
+	e.seek(q.pos)
+	b := e.scratch(inodeSize)
 	le.PutUint16(b[0:], 1|uint16(q.layout)<<1)
 	if q.xattrs >= 0 {
 		le.PutUint16(b[2:], uint16((e.xattrs[q.xattrs].size-xattrHeader)/4+1))
@@ -119,8 +127,7 @@ func (e *encoder) writeInode(i uint32) {
 	le.PutUint32(b[40:], n.MtimeNsec%1e9)
 	le.PutUint32(b[44:], q.nlink)
 	b[flagsByte] = byte(n.Flags)
-	e.seek(q.pos)
-	e.write(b[:])
+	e.write(b)
 	if q.xattrs >= 0 {
 		e.writeXattrs(&e.xattrs[q.xattrs])
 	}
@@ -134,11 +141,11 @@ func (e *encoder) writeInode(i uint32) {
 }
 
 func (e *encoder) writeXattrs(set *xattrSet) {
-	var b [xattrHeader]byte
+	b := e.scratch(xattrHeader)
 	b[4] = uint8(len(set.shared))
-	e.write(b[:])
+	e.write(b)
 	for _, x := range set.shared {
-		le.PutUint32(b[:], x.id)
+		le.PutUint32(b, x.id)
 		e.write(b[:4])
 	}
 	for _, x := range set.inline {
@@ -147,11 +154,11 @@ func (e *encoder) writeXattrs(set *xattrSet) {
 }
 
 func (e *encoder) writeXattr(x *packedXattr) {
-	var b [xattrEntry]byte
+	b := e.scratch(xattrEntry)
 	b[0] = uint8(len(x.suffix))
 	b[1] = x.index
 	le.PutUint16(b[2:], uint16(len(x.value)))
-	e.write(b[:])
+	e.write(b)
 	e.writeString(x.suffix)
 	e.writeString(x.value)
 	e.seek(roundUp(e.pos, 4)) // entries start at multiples of 4, wherever they are
@@ -160,20 +167,20 @@ func (e *encoder) writeXattr(x *packedXattr) {
 // writeChunks writes the chunk indexes of q. checkFile has chosen the chunk so
 // that the extent at a chunk's start holds for the whole chunk.
 func (e *encoder) writeChunks(q *planned) {
-	var b [chunkSize]byte
+	b := e.scratch(chunkSize)
 	extents := q.node.Extents
 	for c := range q.chunkCount() {
 		at := c << q.bits << blockBits
 		for len(extents) > 0 && roundUp(extents[0].FileOff+extents[0].Len, blockSize) <= at {
 			extents = extents[1:]
 		}
-		le.PutUint64(b[:], nullBlock<<32)
+		le.PutUint64(b, nullBlock<<32)
 		if len(extents) > 0 && extents[0].FileOff <= at {
 			x := &extents[0]
 			le.PutUint16(b[2:], x.Device)
 			le.PutUint32(b[4:], uint32((x.Off+at-x.FileOff)>>blockBits))
 		}
-		e.write(b[:])
+		e.write(b)
 	}
 }
 
@@ -244,7 +251,7 @@ func (e *encoder) writeDir(i uint32) {
 
 // writeDirents writes one block of a directory, up to the end of the last name.
 func (e *encoder) writeDirents(list []dirent) {
-	var b [blockSize]byte
+	b := e.scratch(blockSize)
 	off := direntSize * len(list)
 	for k := range list {
 		d := &list[k]

@@ -47,7 +47,7 @@ func newPlan(t *Tree) (*plan, error) {
 		return nil, fmt.Errorf("encode index: %d devices: %w", len(t.Devices), ErrTooBig)
 	}
 	for i, d := range t.Devices {
-		if len(d.Tag) > devTagSize || d.Size < 0 || d.Size>>blockBits > nullBlock-1 {
+		if len(d.Tag) > devTagSize || d.Size < 0 || (d.Size+blockSize-1)>>blockBits > nullBlock {
 			return nil, fmt.Errorf("encode index: device %d (tag %q, %d bytes): %w", i+1, d.Tag, d.Size, ErrTooBig)
 		}
 	}
@@ -203,9 +203,9 @@ func (q *planned) setTarget(target []byte) error {
 		return fmt.Errorf("link target %.40q: has a zero byte", target)
 	}
 	q.size = int64(len(target))
-	// An inline target must not cross a block. Up to this length there is always
-	// a place where it does not.
-	if len(target) <= blockSize-nidUnit {
+	// An inline target must not cross a block. Up to this length there are two
+	// places where it does not, so at least one where the inode does not either.
+	if len(target) <= blockSize-2*nidUnit {
 		q.layout = layoutInline
 	}
 	return nil
@@ -261,7 +261,7 @@ func (p *plan) checkExtent(e *Extent, size int64) error {
 		return fmt.Errorf("extent at %d, data offset %d: not whole blocks", e.FileOff, e.Off)
 	case e.Len <= 0 || e.Len > size-e.FileOff:
 		return fmt.Errorf("extent at %d of %d bytes: not within the file's %d", e.FileOff, e.Len, size)
-	case e.Off>>blockBits > nullBlock-1-((e.Len-1)>>blockBits+1):
+	case e.Off>>blockBits > nullBlock-((e.Len-1)>>blockBits+1):
 		return fmt.Errorf("extent at %d, data offset %d: %w", e.FileOff, e.Off, ErrTooBig)
 	}
 	return nil
