@@ -5,6 +5,7 @@ import (
 	stdgzip "compress/gzip"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -172,6 +173,31 @@ func TestEveryBitFlipped(t *testing.T) {
 		bad := bytes.Clone(blob)
 		bad[i/8] ^= 1 << (i % 8)
 		compare(t, bad)
+	}
+}
+
+func TestDamaged(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(5, 6))
+	text := source(t, 1<<20)
+	for range 3000 {
+		from, n := rnd.IntN(len(text)/2), rnd.IntN(1<<(4+rnd.IntN(13)))
+		blob := compress(t, text[from:from+n], 1+rnd.IntN(9), rnd.IntN(n+1))
+		for range 1 + rnd.IntN(3) {
+			switch at := rnd.IntN(len(blob)); rnd.IntN(4) {
+			case 0:
+				blob[at] ^= 1 << rnd.IntN(8)
+			case 1:
+				blob[at] = byte(rnd.Uint32())
+			case 2:
+				blob = append(blob[:at], blob[min(len(blob), at+rnd.IntN(4)):]...)
+			default:
+				blob = concat(blob[:at], noise(rnd.IntN(4)), blob[at:])
+			}
+			if len(blob) == 0 {
+				break
+			}
+		}
+		compare(t, blob)
 	}
 }
 

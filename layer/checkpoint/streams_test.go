@@ -20,7 +20,7 @@ import (
 
 // sourceTar is a tar of this machine's Go source tree, or its first size bytes.
 var sourceTar = sync.OnceValues(func() ([]byte, error) {
-	const size = 32 << 20
+	const size = 32 << 20 // of tests and benchmarks, the most
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	root := filepath.Join(runtime.GOROOT(), "src")
@@ -195,13 +195,19 @@ func reference(blob []byte) ([]byte, error) {
 	}
 }
 
+// readers are used again: half a megabyte for each of many small streams costs
+// more than decoding them.
+var readers = sync.Pool{New: func() any { return checkpoint.NewReader(nil, 0, nil) }}
+
 // pass decodes r whole and returns the checkpoints, having checked that each
 // came in its time.
 func pass(tb testing.TB, r io.Reader, span int64) ([]byte, []checkpoint.Checkpoint, error) {
 	tb.Helper()
 	var out bytes.Buffer
 	var cs []checkpoint.Checkpoint
-	z := checkpoint.NewReader(r, span, func(c checkpoint.Checkpoint) error {
+	z := readers.Get().(*checkpoint.Reader)
+	defer readers.Put(z)
+	z.Reset(r, span, func(c checkpoint.Checkpoint) error {
 		if c.Out != int64(out.Len()) {
 			tb.Errorf("checkpoint at %d reported after %d bytes", c.Out, out.Len())
 		}
