@@ -197,7 +197,7 @@ func checkConfigType(m *ocispec.Manifest) error {
 // not decided by it: package layer looks at the content.
 func checkLayerType(t string) error {
 	base, suffix := t, ""
-	if i := strings.LastIndexAny(t, "+"); i >= 0 {
+	if i := strings.LastIndexByte(t, '+'); i >= 0 && i < len(t)-1 {
 		base, suffix = t[:i], t[i+1:]
 	}
 	switch base {

@@ -164,27 +164,17 @@ func (s *Store) lookup(ctx context.Context, n Name, want target, c *fetch.Client
 	if len(entries) == 0 {
 		return nil, fmt.Errorf("%w: it is not stored", ErrNotFound)
 	}
-	entry, indexes, err := s.choose(ctx, n, entries, want)
+	found, err := s.choose(ctx, n, entries, want)
 	if err != nil {
 		return nil, err
 	}
+	entry := found.desc
 	src := s.source()
 	src.remote = remoteOf(entry, c)
 	if src.remote == nil {
 		src.remote = func(ocispec.Descriptor) fetch.Blob { return nil }
 	}
-	raw, err := src.document(ctx, entry)
-	if err != nil {
-		return nil, err
-	}
-	doc, err := parseDocument(raw, entry.MediaType)
-	if err != nil {
-		return nil, err
-	}
-	if doc.manifest == nil {
-		return nil, fmt.Errorf("%w: index.json has an image index where a manifest belongs", ErrCorrupt)
-	}
-	img, err := newImage(src, &resolved{desc: entry, raw: raw, manifest: doc.manifest, indexes: indexes})
+	img, err := newImage(src, found)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +184,7 @@ func (s *Store) lookup(ctx context.Context, n Name, want target, c *fetch.Client
 	}
 	// The entry's platform is only a note of the config's unless an index
 	// chose it; then a platform asked for must be that of the config.
-	if len(indexes) == 0 {
+	if len(found.indexes) == 0 {
 		img.desc.Platform = nil
 	}
 	if err := img.loadConfig(ctx, src, want); err != nil {
@@ -233,49 +223,66 @@ func named(entries []ocispec.Descriptor, n Name) []ocispec.Descriptor {
 	return found
 }
 
-// choose picks the entry for the target. Where the name stands for an image
-// index, that index decides, as it would in the registry: what happens to be
-// stored may be only second best.
-func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor, want target) (ocispec.Descriptor, []rawDocument, error) {
+// choose reads the manifest of the entry for the target. Where the name stands
+// for an image index, that index decides, as it would in the registry: what
+// happens to be stored may be only second best. The descriptor of the result
+// has the entry's annotations.
+func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor, want target) (*resolved, error) {
 	missing := fmt.Errorf("%w: it is stored, but not for %s", ErrNotFound, want)
 	root := digest.Digest(entries[0].Annotations[annotationIndex])
-	if d, ok := n.Ref.(reference.Digested); ok && root != "" && d.Digest() != root {
+	if d, ok := n.Ref.(reference.Digested); ok && d.Digest() != root {
 		root = "" // the platform's manifest itself was named
 	}
-	if root == "" {
-		other := func(d ocispec.Descriptor) bool { return d.Digest != entries[0].Digest }
-		if !slices.ContainsFunc(entries, other) {
-			return entries[0], nil, nil
-		}
-		// Several platforms without an index: written by another tool.
-		if d, ok := want.pick(entries); ok {
-			return d, nil, nil
-		}
-		return ocispec.Descriptor{}, nil, missing
-	}
 	src := s.source()
-	found, err := src.tree.file(blobPath(root))
-	if err != nil {
-		return ocispec.Descriptor{}, nil, fmt.Errorf("%w: the image index %s is not stored", ErrCorrupt, root)
+	if root == "" {
+		entry := entries[0]
+		other := func(d ocispec.Descriptor) bool { return d.Digest != entry.Digest }
+		if slices.ContainsFunc(entries, other) {
+			// Several platforms without an index: written by another tool.
+			var ok bool
+			if entry, ok = want.pick(entries); !ok {
+				return nil, missing
+			}
+		}
+		found, err := resolveAny(ctx, src, want, []ocispec.Descriptor{entry})
+		if errors.Is(err, ErrPlatform) {
+			return nil, missing
+		}
+		return found, err
 	}
-	raw, err := readVerified(ctx, found.blob(root), maxManifest)
-	if err != nil {
-		return ocispec.Descriptor{}, nil, err
+	if err := root.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: index.json has the digest %.100q: %w", ErrCorrupt, string(root), err)
 	}
-	r, err := resolve(ctx, src, want, rawDocument{ocispec.Descriptor{Digest: root, Size: found.size}, raw})
+	file, err := src.tree.file(blobPath(root))
+	if err != nil {
+		return nil, fmt.Errorf("%w: the image index %s is not stored", ErrCorrupt, root)
+	}
+	raw, err := readVerified(ctx, file.blob(root), maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	found, err := resolve(ctx, src, want, rawDocument{ocispec.Descriptor{Digest: root, Size: file.size}, raw})
 	switch {
-	case isNotExist(err), errors.Is(err, ErrPlatform):
-		return ocispec.Descriptor{}, nil, missing
+	case errors.Is(err, ErrPlatform):
+		return nil, missing
+	case isNotExist(err):
+		for _, d := range entries {
+			if _, blobErr := src.blob(d); blobErr != nil {
+				return nil, blobErr // it should be stored
+			}
+		}
+		return nil, missing
 	case err != nil:
-		return ocispec.Descriptor{}, nil, err
+		return nil, err
 	}
 	for _, d := range entries {
-		if d.Digest == r.desc.Digest {
-			d.Platform = r.desc.Platform
-			return d, r.indexes, nil
+		if d.Digest == found.desc.Digest {
+			d.Platform = found.desc.Platform
+			found.desc = d
+			return found, nil
 		}
 	}
-	return ocispec.Descriptor{}, nil, missing
+	return nil, missing
 }
 
 // Put stores the image under its name, which must be one of a registry, and
