@@ -306,3 +306,70 @@ func TestWriteOpen(t *testing.T) {
 		t.Errorf("write into no directory: %v", err)
 	}
 }
+
+// brokenWriter fails after so many bytes.
+type brokenWriter int
+
+func (w *brokenWriter) Write(b []byte) (int, error) {
+	if len(b) > int(*w) {
+		return int(*w), errBroken
+	}
+	*w -= brokenWriter(len(b))
+	return len(b), nil
+}
+
+var errBroken = errors.New("broken")
+
+func TestWriteFails(t *testing.T) {
+	tree := bigTree(10000, 1)
+	for _, after := range []brokenWriter{0, 1 << 10, 1 << 20} {
+		if _, err := tree.WriteTo(&after); !errors.Is(err, errBroken) {
+			t.Errorf("error %v", err)
+		}
+	}
+	// The new index cannot take the place of a directory: nothing may be left.
+	base := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(base, "index.erofs", "x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Write(filepath.Join(base, "index.erofs")); err == nil {
+		t.Error("wrote a directory")
+	}
+	if files, err := os.ReadDir(base); err != nil || len(files) != 1 {
+		t.Errorf("left: %v, %v", files, err)
+	}
+}
+
+func TestConcurrentReaders(t *testing.T) {
+	tree := newGen(3).tree(300)
+	path := filepath.Join(t.TempDir(), "x")
+	if err := tree.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	x, err := index.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := describe(tree)
+	done := make(chan error)
+	for i := range 4 {
+		go func() {
+			got, err := x.Tree()
+			if err == nil && !maps.Equal(describe(got), want) {
+				err = errors.New("another tree")
+			}
+			if i == 0 {
+				x.Release()
+			}
+			done <- err
+		}()
+	}
+	for range 4 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := x.Close(); err != nil {
+		t.Error(err)
+	}
+}

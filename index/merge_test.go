@@ -232,8 +232,8 @@ func parse(t *testing.T, text string) *index.Tree {
 	return tree
 }
 
-// print is the inverse of parse, for merged trees.
-func print(t *index.Tree) string {
+// render is the inverse of parse, for merged trees.
+func render(t *index.Tree) string {
 	var lines []string
 	first := map[*index.Node]string{}
 	var walk func(string, *index.Node)
@@ -319,7 +319,7 @@ func TestMerge(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := print(tree); got != test.want {
+			if got := render(tree); got != test.want {
 				t.Errorf("got:\n%s\nwant:\n%s", got, test.want)
 			}
 			if len(tree.Warnings) != test.warnings {

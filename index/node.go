@@ -23,7 +23,8 @@ type Extent struct {
 	Device            uint16
 }
 
-// Xattr is an extended attribute with its full name.
+// Xattr is an extended attribute with its full name. Nodes of a decoded or merged
+// tree share equal values: they are to be replaced, not changed.
 type Xattr struct {
 	Name  string
 	Value []byte

@@ -1,9 +1,12 @@
 package index
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -80,8 +83,8 @@ func (p *plan) path(i uint32) string {
 		i = up
 	}
 	var b strings.Builder
-	for k := len(names) - 1; k >= 0; k-- {
-		fmt.Fprintf(&b, "/%s", strings.Trim(fmt.Sprintf("%q", names[k]), `"`))
+	for _, name := range slices.Backward(names) {
+		fmt.Fprintf(&b, "/%s", strings.Trim(strconv.Quote(name), `"`))
 	}
 	if b.Len() == 0 {
 		return "/"
@@ -146,15 +149,9 @@ func (p *plan) order() error {
 			}
 		}
 		p.nodes[dir].nlink = nlink
-		reverse(todo[subdirs:]) // the last is taken first
+		slices.Reverse(todo[subdirs:]) // the last is taken first
 	}
 	return p.check(0)
-}
-
-func reverse(s []uint32) {
-	for i, j := 0, len(s)-1; i < j; i, j = i+1, j-1 {
-		s[i], s[j] = s[j], s[i]
-	}
 }
 
 func checkName(name string) error {
@@ -199,7 +196,7 @@ func (p *plan) check(i uint32) error {
 }
 
 func (q *planned) setTarget(target []byte) error {
-	if strings.IndexByte(string(target), 0) >= 0 {
+	if bytes.IndexByte(target, 0) >= 0 {
 		return fmt.Errorf("link target %.40q: has a zero byte", target)
 	}
 	q.size = int64(len(target))

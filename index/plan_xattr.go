@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // shareAbove is the size from which a value is kept out of the inodes even if
@@ -94,7 +95,7 @@ func (p *plan) distinct(i uint32, xattrs []Xattr) []Xattr {
 	list := make([]Xattr, 0, len(xattrs))
 	for _, x := range xattrs {
 		_, suffix, ok := splitXattr(x.Name)
-		if whole := len(suffix) == 0; !ok || whole && x.Name[len(x.Name)-1] == '.' || hasZero(x.Name) {
+		if whole := len(suffix) == 0; !ok || whole && x.Name[len(x.Name)-1] == '.' || strings.IndexByte(x.Name, 0) >= 0 {
 			p.tree.warn("%s: xattr %.80q left out: the kernel has no such name", p.path(i), x.Name)
 			continue
 		}
@@ -109,15 +110,6 @@ func (p *plan) distinct(i uint32, xattrs []Xattr) []Xattr {
 		out = append(out, x)
 	}
 	return out
-}
-
-func hasZero(s string) bool {
-	for i := range len(s) {
-		if s[i] == 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // measure sets set.size and returns it.
