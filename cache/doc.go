@@ -1,0 +1,36 @@
+// Package cache keeps the layers of images on disk: each layer's index, and as
+// much of its data as was fetched, verified, shared between processes, bounded.
+//
+// Its central type is Layer: the data of one layer at any offset. Store opens
+// layers, making what is missing (from a table of contents, or by streaming the
+// blob once), and merges them to a Chain. Layer.ReadAt answers from the data
+// file, and fetches what is not in it. One process downloads a chunk; the others
+// find it in the file.
+//
+// A store is plain files. For every layer, in layers/<key>/ (see layer.Key):
+//
+//	index.erofs   the tree; the layer exists when this file does
+//	chunks        the chunk table
+//	data          the data, sparse; chunk bytes stand at their data offset
+//	bitmap        which chunks are in data: see bitmap.go
+//	prefetch      data ranges to fetch early, a line for each
+//	blob.partial  the blob, as far as a first mount that streams it has come
+//
+// What always holds:
+//
+//   - Only verified bytes are served. A chunk is verified, written, and then
+//     marked; a mark is worth nothing after the machine has restarted, until the
+//     chunk was verified again or the layer was complete before.
+//   - Layers are made under the flock of locks/layer-<key>, and appear by the
+//     rename of index.erofs. Chunks come and go under their range locks, in the
+//     bitmap file. Both end with their process: a kill at any instant leaves a
+//     store that works and that has lost at most what was under way.
+//   - Eviction clears marks, raises the generation, and only then takes bytes;
+//     readers look at the generation before and after.
+//   - A read of present data takes no lock and allocates nothing.
+//
+// What is not promised: that data survives a restart of the machine before the
+// layer is complete (it is fetched again); that the limit is met to the byte;
+// anything, if others change files of the store while it is open, except that
+// damage found when a layer is opened is repaired.
+package cache

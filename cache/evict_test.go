@@ -1,0 +1,229 @@
+package cache_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/laminafs/lamina/cache"
+)
+
+// onDisk is what the data files of a store take on the disk.
+func onDisk(t *testing.T, dir string) int64 {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(dir, "layers", "*", "data"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum int64
+	for _, p := range paths {
+		fi, err := os.Stat(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += fi.Sys().(*syscall.Stat_t).Blocks * 512
+	}
+	return sum
+}
+
+// clock is a time that only moves when told.
+type clock struct{ sec atomic.Int64 }
+
+func (c *clock) now() time.Time { return time.Unix(1_700_000_000+c.sec.Load(), 0) }
+
+func TestEvictOldest(t *testing.T) {
+	f := estargzFixture(t, files(20, 100, 64<<10))
+	var c clock
+	dir := t.TempDir()
+	l := openLayer(t, dir, cache.WithClock(cache.Options{}, c.now), f)
+	for i := range f.list { // one after the other, each 100 s later
+		c.sec.Add(100)
+		if err := f.check(t.Context(), l, f.at(t, l, i), int64(len(f.list[i].data))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitIdle(t, l)
+	c.sec.Add(100)
+	// The first is used again.
+	if err := f.check(t.Context(), l, f.at(t, l, 0), 10); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Settle(); err != nil {
+		t.Fatal(err)
+	}
+	limit := onDisk(t, dir) / 2
+	s := openStore(t, dir, cache.WithClock(cache.Options{Limit: limit}, c.now))
+	defer func() { _ = s.Close() }()
+	if err := s.Evict(); err != nil {
+		t.Fatal(err)
+	}
+	if n := onDisk(t, dir); n > limit || n < limit*8/10 {
+		t.Errorf("%d bytes on the disk, limit %d", n, limit)
+	}
+	if l.Complete() {
+		t.Error("still complete")
+	}
+	before := f.blob.requests()
+	for _, i := range []int{0, len(f.list) - 1, len(f.list) - 20} {
+		if err := f.check(t.Context(), l, f.at(t, l, i), int64(len(f.list[i].data))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := f.blob.requests() - before; n != 0 {
+		t.Errorf("%d requests for what was used last", n)
+	}
+	if err := f.checkAll(t.Context(), l, 64<<10); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestEvictSpares(t *testing.T) {
+	held := map[string]bool{}
+	for name, setup := range map[string]func(l *cache.Layer) func(){
+		"nothing":   func(*cache.Layer) func() { return func() {} },
+		"hold":      func(l *cache.Layer) func() { _ = l.Hold(); return l.Unhold },
+		"data file": func(l *cache.Layer) func() { _, _ = l.DataFile(); return l.Unhold },
+		"kernel":    func(l *cache.Layer) func() { held[l.Key()] = true; return func() { delete(held, l.Key()) } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := gzipFixture(t, files(21, 50, 64<<10))
+			dir := t.TempDir()
+			l := openLayer(t, dir, cache.Options{}, f)
+			undo := setup(l)
+			before := onDisk(t, dir)
+			s := openStore(t, dir, cache.Options{
+				Limit: before / 3,
+				Held:  func() (map[string]bool, error) { return held, nil },
+			})
+			defer func() { _ = s.Close() }()
+			if err := s.Evict(); err != nil {
+				t.Fatal(err)
+			}
+			if n := onDisk(t, dir); name != "nothing" && n != before {
+				t.Errorf("%d bytes left of %d", n, before)
+			}
+			undo()
+			if err := s.Evict(); err != nil {
+				t.Fatal(err)
+			}
+			if n := onDisk(t, dir); n > before/3 {
+				t.Errorf("%d bytes left of %d, not held", n, before)
+			}
+			if _, ok := l.DataFile(); ok {
+				t.Error("data file is given out with holes")
+			}
+			if err := f.checkAll(t.Context(), l, 64<<10); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestEvictUnderReaders: several stores of one directory, all much too small,
+// evict all the time while all of it is read.
+func TestEvictUnderReaders(t *testing.T) {
+	for name, f := range map[string]*fixture{
+		"gzip":    gzipFixture(t, files(22, 60, 64<<10)),
+		"estargz": estargzFixture(t, files(22, 60, 64<<10)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			o := cache.Options{Limit: 1 << 20}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			var wg sync.WaitGroup
+			var reads atomic.Int64
+			for i := range 2 {
+				l := openLayer(t, dir, o, f)
+				for k := range 3 {
+					wg.Go(func() {
+						rnd := rand.New(rand.NewPCG(uint64(i), uint64(k)))
+						for ctx.Err() == nil {
+							err := f.check(ctx, l, rnd.Int64N(l.Size()), 1+rnd.Int64N(200_000))
+							if err != nil && ctx.Err() == nil {
+								t.Error(err)
+								return
+							}
+							reads.Add(1)
+						}
+					})
+				}
+			}
+			s := openStore(t, dir, o)
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					if err := s.Evict(); err != nil && !errors.Is(err, cache.ErrLocked) {
+						t.Error(err)
+						return
+					}
+				}
+			})
+			wg.Wait()
+			if err := errors.Join(s.Evict(), s.Close()); err != nil {
+				t.Error(err)
+			}
+			if n := onDisk(t, dir); n > o.Limit {
+				t.Errorf("%d bytes on the disk", n)
+			}
+			t.Logf("%d reads, %d requests", reads.Load(), f.blob.requests())
+		})
+	}
+}
+
+func TestFill(t *testing.T) {
+	f := estargzFixture(t, files(23, 200, 64<<10))
+	f.blob.rtt = time.Millisecond
+	dir := t.TempDir()
+	s := openStore(t, dir, cache.Options{})
+	defer func() { _ = s.Close() }()
+	l, err := s.Layer(t.Context(), f.src, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	f.place(t, l)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		rnd := rand.New(rand.NewPCG(1, 1))
+		for range 50 {
+			if err := f.check(t.Context(), l, rnd.Int64N(l.Size()), 9999); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err := s.Fill(t.Context(), []*cache.Layer{l}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	if !l.Complete() {
+		t.Error("not complete")
+	}
+	if path, ok := l.DataFile(); !ok || !sameFile(t, path, f.data) {
+		t.Errorf("data file %s, %v", path, ok)
+	}
+}
+
+func TestFillBeyondLimit(t *testing.T) {
+	f := estargzFixture(t, files(24, 200, 64<<10))
+	dir := t.TempDir()
+	s := openStore(t, dir, cache.Options{Limit: 3 << 20})
+	defer func() { _ = s.Close() }()
+	l, err := s.Layer(t.Context(), f.src, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if err := s.Fill(t.Context(), []*cache.Layer{l}); !errors.Is(err, cache.ErrFull) {
+		t.Fatal(err)
+	}
+	if got := f.blob.got.Load(); got > f.blob.Size()/2 {
+		t.Errorf("%d bytes of %d were fetched", got, f.blob.Size())
+	}
+}

@@ -1,0 +1,56 @@
+package cache
+
+import (
+	"io"
+	"time"
+)
+
+// DataFile is what WithData wraps.
+type DataFile = interface {
+	io.ReaderAt
+	io.WriterAt
+	Sync() error
+	Close() error
+}
+
+// WithBoot returns o for a machine with another boot ID.
+func WithBoot(o Options, id string) Options { o.boot = id; return o }
+
+// WithClock returns o with another clock.
+func WithClock(o Options, now func() time.Time) Options { o.clock = now; return o }
+
+// WithData returns o with another way to open data files.
+func WithData(o Options, wrap func(DataFile) DataFile) Options {
+	open := openDataFile
+	o.openData = func(path string) (dataFile, error) {
+		f, err := open(path)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(f), nil
+	}
+	return o
+}
+
+// Evict runs an eviction and waits for it.
+func (s *Store) Evict() error { return s.evict(false) }
+
+// Settle makes l complete if it is whole, without waiting.
+func (l *Layer) Settle() error { return l.finalize(l.ctx) }
+
+// Flights is the number of chunks in flight.
+func (l *Layer) Flights() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.flights)
+}
+
+// Budget is what was speculated on and not read, in compressed bytes.
+func (s *Store) Budget() int64 {
+	s.budget.mu.Lock()
+	defer s.budget.mu.Unlock()
+	return s.budget.unused
+}
+
+// ErrLocked is what Evict returns when another eviction runs.
+var ErrLocked = errLocked

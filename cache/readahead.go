@@ -1,0 +1,182 @@
+package cache
+
+import (
+	"sync"
+	"time"
+)
+
+// Reading ahead is a bet: bytes fetched now that nobody asked for spare a round
+// trip later, or were in the way for nothing. Three rules keep it worth making.
+//
+//   - A reader that reads most of what it passes is given more and more of what
+//     follows. One that picks a little here and there gets, with each miss, only
+//     what the link carries during the round trip that the miss costs anyway.
+//   - Positions are those in the blob, so that a reader that goes from file to
+//     file in the order of the tar is one sequential reader.
+//   - All layers of a store share a budget: what was fetched on speculation and
+//     not read yet may not exceed what was read, and a little to start with.
+const (
+	// startAllowance is the speculation, in compressed bytes, that is allowed
+	// before anything was read.
+	startAllowance = 768 << 10
+	// minWindow and maxWindow bound how far ahead of its reader a stream is
+	// fetched, in compressed bytes.
+	minWindow = 128 << 10
+	maxWindow = 16 << 20
+	// streamCount is how many readers are told apart in one layer.
+	streamCount = 8
+	// streamSlack is how far behind the last position, or ahead of what was
+	// asked for, a read may be and still belong to a stream.
+	streamSlack = 512 << 10
+)
+
+// budget bounds the speculation of a store. Its unit is compressed bytes.
+type budget struct {
+	mu     sync.Mutex
+	used   int64 // bytes that were read
+	unused int64 // bytes asked for on speculation that were not read yet
+}
+
+// room is how much speculation is allowed now.
+func (b *budget) room() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used/4*3 + startAllowance - b.unused
+}
+
+// take counts n bytes as asked for on speculation; giveBack takes them back.
+func (b *budget) take(n int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.unused += n
+}
+
+func (b *budget) giveBack(n int64) { b.take(-n) }
+
+// use counts n bytes that were read, of which taken had been taken.
+func (b *budget) use(n, taken int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used += n
+	b.unused -= taken
+}
+
+// stream is one reader's way through a layer. Chunk numbers stand for
+// positions; distances are measured in the blob.
+type stream struct {
+	pos    int // the chunk after the last that was read
+	ahead  int // the chunk after the last that was asked for, at least pos
+	window int64
+	began  int64 // blob offset at which the present stretch began
+	read   int64 // compressed bytes read in it
+	reads  int   // number of reads in it
+	stamp  uint64
+}
+
+// readAhead decides what one layer fetches before it is asked for.
+type readAhead struct {
+	mu      sync.Mutex // innermost: nothing else is taken under it
+	streams [streamCount]stream
+	clock   uint64
+	// at returns the blob offset at which chunk i begins; i may be the number
+	// of chunks.
+	at func(i int) int64
+	// link is the measured round trip time and bandwidth.
+	link func() (time.Duration, float64)
+}
+
+// roundTrip is what the link carries during one round trip, in bytes.
+func (r *readAhead) roundTrip() int64 {
+	rtt, bps := r.link()
+	return min(max(int64(rtt.Seconds()*bps), minWindow), maxWindow/8)
+}
+
+// advice is what to fetch beside what was asked for: chunks from ahead on, as
+// long as they begin before the blob offset until.
+type advice struct {
+	ahead int
+	until int64
+	slop  int64 // how far past until the last of them may reach
+	piece int64 // compressed bytes worth one request
+}
+
+// note is told of a read of chunks [i, j), of which size compressed bytes were
+// read for the first time, and says what to fetch next. missed: the reader has
+// to wait for some of them.
+func (r *readAhead) note(i, j int, size int64, missed bool) advice {
+	trip := r.roundTrip()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.clock++
+	s := r.find(i)
+	if s == nil {
+		s = r.oldest()
+		*s = stream{pos: j, ahead: j, window: trip, began: r.at(i)}
+	}
+	s.stamp = r.clock
+	s.pos = max(s.pos, j)
+	s.ahead = max(s.ahead, s.pos)
+	s.read += size
+	s.reads++
+	here := r.at(s.pos)
+	passed := here - s.began
+	dense := 2*s.read >= passed && passed >= minWindow && s.reads >= 3
+	switch {
+	case passed > maxWindow:
+		// Judge by the recent past.
+		s.began += passed / 2
+		s.read /= 2
+	case !dense && passed > 4*trip:
+		s.window = trip
+	}
+	if !dense && !missed {
+		return advice{}
+	}
+	if r.at(s.ahead)-here > s.window/2 {
+		return advice{} // far enough ahead
+	}
+	if dense {
+		s.window = min(2*s.window, maxWindow)
+	}
+	a := advice{ahead: s.ahead, until: here + s.window, slop: s.window / 2, piece: max(trip, s.window/8)}
+	return a
+}
+
+// asked is told that what follows a was asked for, up to chunk j.
+func (r *readAhead) asked(a advice, j int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k := range r.streams {
+		if s := &r.streams[k]; s.stamp != 0 && s.ahead == a.ahead {
+			s.ahead = max(s.ahead, j)
+			return
+		}
+	}
+}
+
+// find returns the stream that a read of chunk i continues, or nil.
+func (r *readAhead) find(i int) *stream {
+	here := r.at(i)
+	var best *stream
+	for k := range r.streams {
+		s := &r.streams[k]
+		if s.stamp == 0 || here < r.at(s.pos)-streamSlack || here > r.at(s.ahead)+streamSlack {
+			continue
+		}
+		if best == nil || s.stamp > best.stamp {
+			best = s
+		}
+	}
+	return best
+}
+
+// oldest returns the stream that was not continued for longest.
+func (r *readAhead) oldest() *stream {
+	best := &r.streams[0]
+	for k := range r.streams {
+		if r.streams[k].stamp < best.stamp {
+			best = &r.streams[k]
+		}
+	}
+	return best
+}

@@ -1,0 +1,259 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/laminafs/lamina/layer"
+)
+
+// Errors on which callers decide. They are found with errors.Is.
+var (
+	// ErrClosed: the layer or the store was closed.
+	ErrClosed = errors.New("closed")
+	// ErrRange: the bytes asked for are not within the layer's data.
+	ErrRange = errors.New("range outside layer data")
+	// ErrBusy: the cache is so small that chunks are evicted faster than read.
+	ErrBusy = errors.New("cache too busy")
+	// ErrFull: the disk, or the limit of the store, has no room for more.
+	ErrFull = errors.New("no room in the cache")
+)
+
+// Options are what Open needs to know. The zero value is usable.
+type Options struct {
+	// Limit bounds the bytes of layer data on the disk, as blocks; 0 is no
+	// bound. It is kept to within a few percent.
+	Limit int64
+	// Log gets what users may have to know; nil discards it.
+	Log *slog.Logger
+	// Link returns the round trip time to the source of the blobs, and its
+	// bandwidth in bytes per second; nil stands for 20 ms and 25 MB/s.
+	Link func() (rtt time.Duration, bytesPerSecond float64)
+	// Held returns the keys of layers whose data files were given to the
+	// kernel, by any process; they are not evicted. nil stands for none; after
+	// an error nothing is evicted.
+	Held func() (map[string]bool, error)
+
+	// For tests.
+	boot     string
+	clock    func() time.Time
+	openData func(path string) (dataFile, error)
+}
+
+// A Store is the layers/ and chains/ of a store directory, shared with other
+// processes. All methods may be called concurrently.
+type Store struct {
+	root   string
+	opts   Options
+	log    *slog.Logger
+	budget budget
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // evictions; Add only under mu with !closed
+
+	grown    atomic.Int64 // bytes added since the last look at the limit
+	evicting atomic.Bool
+	lastFull atomic.Int64 // Unix seconds at which a full disk was logged
+
+	mu     sync.Mutex // guards what follows; outside of every Layer.mu
+	layers map[string]*Layer
+	closed bool
+}
+
+// Open opens the store in directory root, making it if need be.
+func Open(root string, o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Link == nil {
+		o.Link = func() (time.Duration, float64) { return 20 * time.Millisecond, 25e6 }
+	}
+	if o.boot == "" {
+		id, err := bootID()
+		if err != nil {
+			return nil, err
+		}
+		o.boot = id
+	}
+	if o.clock == nil {
+		o.clock = time.Now
+	}
+	if o.openData == nil {
+		o.openData = openDataFile
+	}
+	for _, dir := range []string{"layers", "chains", "locks"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+			return nil, fmt.Errorf("open store: %w", err)
+		}
+	}
+	s := &Store{root: root, opts: o, log: o.Log, layers: make(map[string]*Layer)}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	return s, nil
+}
+
+// Close ends what the store does by itself and waits for it. Layers and chains
+// must have been closed before.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	open := len(s.layers)
+	s.mu.Unlock()
+	s.cancel(ErrClosed)
+	s.wg.Wait()
+	if open > 0 {
+		return fmt.Errorf("close store %s: %d layers are still open", s.root, open)
+	}
+	return nil
+}
+
+// Has reports whether the layer called key is in the store, so that opening it
+// asks nothing of its source. Data may still be missing.
+func (s *Store) Has(key string) bool { return exists(s.layerPath(key, "index.erofs")) }
+
+// Layer opens the layer of src, making it if the store does not have it: from
+// its table of contents or by a look at its headers if the format allows, by
+// streaming the whole blob otherwise. One process does that; others wait for it.
+// progress, if not nil, is told the bytes of the blob that have arrived, here or
+// there, by one goroutine at a time. Each Layer needs its own Close; all of one
+// key share everything. Errors are those of packages fetch and layer, of ctx,
+// and ErrClosed. What was downloaded before an error is kept for the next try.
+func (s *Store) Layer(ctx context.Context, src layer.Source, progress func(done, total int64)) (*Layer, error) {
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	key, format, lazy := layer.Key(src)
+	if key == "" || key != filepath.Base(key) || src.Desc.Digest.Validate() != nil {
+		return nil, fmt.Errorf("open layer %s: %w: bad key %q", src.Desc.Digest, layer.ErrFormat, key)
+	}
+	if src.DiffID != "" && src.DiffID.Validate() != nil {
+		return nil, fmt.Errorf("open layer %s: %w: bad diff ID %q", src.Desc.Digest, layer.ErrFormat, src.DiffID)
+	}
+	l, err := s.get(key, src)
+	if err == nil || !isMissing(err) && !errors.Is(err, errOtherBlob) {
+		return l, err
+	}
+	if !lazy {
+		return s.plainLayer(ctx, key, src, progress)
+	}
+	plain := layer.DiffKey(src)
+	if plain != "" {
+		// All of it may be there, verified against the diff ID.
+		if l, err := s.get(plain, src); err == nil {
+			return l, nil
+		}
+	}
+	l, err = s.makeLazy(ctx, key, format, src)
+	if !errors.Is(err, layer.ErrNoTOC) && !errors.Is(err, layer.ErrTOC) {
+		return l, err
+	}
+	if plain == "" {
+		return nil, err
+	}
+	s.log.Warn("layer cannot be read lazily: streaming all of it", "blob", src.Desc.Digest, "error", err)
+	return s.plainLayer(ctx, plain, src, progress)
+}
+
+// plainLayer is Layer for one that is verified against its diff ID.
+func (s *Store) plainLayer(ctx context.Context, key string, src layer.Source, progress func(done, total int64)) (*Layer, error) {
+	l, err := s.get(key, src)
+	if err == nil || !isMissing(err) && !errors.Is(err, errOtherBlob) {
+		return l, err
+	}
+	if isMissing(err) {
+		l, err = s.makeStream(ctx, key, src, progress)
+	}
+	if errors.Is(err, errOtherBlob) {
+		// The same content was compressed in two ways, and the chunks of the
+		// other, which are not all here, cannot be had from this blob.
+		key += "-" + src.Desc.Digest.Encoded()[:16]
+		l, err = s.makeStream(ctx, key, src, progress)
+	}
+	return l, err
+}
+
+// errMissing: the store has no such layer, or one that is damaged beyond use.
+var errMissing = errors.New("not in the store")
+
+func isMissing(err error) bool { return errors.Is(err, errMissing) }
+
+// get returns the layer called key, opening its files unless this process has.
+func (s *Store) get(key string, src layer.Source) (*Layer, error) {
+	s.mu.Lock()
+	l, closed := s.layers[key], s.closed
+	if closed {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("open layer %s: %w", key, ErrClosed)
+	}
+	if l != nil && l.serves(src) {
+		l.refs++
+		s.mu.Unlock()
+		return l, nil
+	}
+	s.mu.Unlock()
+	opened, err := s.open(key, src)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	l = s.layers[opened.key]
+	if l == nil && !s.closed {
+		opened.refs = 1
+		s.layers[opened.key] = opened
+		s.mu.Unlock()
+		opened.start()
+		return opened, nil
+	}
+	if l != nil {
+		l.refs++
+	}
+	s.mu.Unlock()
+	err = opened.shut()
+	if l == nil {
+		return nil, errors.Join(fmt.Errorf("open layer %s: %w", key, ErrClosed), err)
+	}
+	return l, err
+}
+
+// release counts one Close of l and reports whether it was the last.
+func (s *Store) release(l *Layer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.refs--
+	if l.refs != 0 {
+		return false
+	}
+	if s.layers[l.key] == l {
+		delete(s.layers, l.key)
+	}
+	return true
+}
+
+func (s *Store) layerPath(key, file string) string {
+	return filepath.Join(s.root, "layers", key, file)
+}
+
+func (s *Store) lockPath(kind, key string) string {
+	return filepath.Join(s.root, "locks", kind+"-"+key)
+}
+
+// now is the time in Unix seconds, as the bitmap keeps it.
+func (s *Store) now() uint32 { return uint32(s.opts.clock().Unix()) }
+
+// storeFailed is told that data of the layer called key could not be written.
+// Reads go on without the store; an eviction may help.
+func (s *Store) storeFailed(key string, err error) {
+	now := s.opts.clock().Unix()
+	if last := s.lastFull.Load(); now-last >= 60 && s.lastFull.CompareAndSwap(last, now) {
+		s.log.Error("cannot store layer data, serving it without", "layer", key, "error", err)
+	}
+	if isFull(err) {
+		s.startEvict(true)
+	}
+}
