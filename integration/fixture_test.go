@@ -319,14 +319,19 @@ func (s *store) kill(t testing.TB, m entry) {
 	}
 }
 
-// sameTree compares what is mounted at dir with the truth.
-func sameTree(t testing.TB, want tree.Tree, dir string) {
+// wholeSeconds reports whether a format keeps times by the second only.
+func wholeSeconds(f images.Format) bool {
+	return f == images.EStargz || f == images.Stargz || f == images.Mixed
+}
+
+// sameTree compares what is mounted at dir, an image in a format, with the truth.
+func sameTree(t testing.TB, want tree.Tree, dir string, f images.Format) {
 	t.Helper()
 	got, err := tree.Read(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	report(t, tree.Diff(want, got, tree.Options{}))
+	report(t, tree.Diff(want, got, tree.Options{Seconds: wholeSeconds(f)}))
 }
 
 func report(t testing.TB, lines []string) {

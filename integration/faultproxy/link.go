@@ -255,13 +255,14 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-func (c *conn) SetDeadline(t time.Time) error {
-	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
-}
+// SetWriteDeadline has no effect. Writes are sent later than they are made, and
+// crypto/tls ends a connection with a deadline in the past.
+func (c *conn) SetWriteDeadline(time.Time) error { return nil }
+
+func (c *conn) SetDeadline(t time.Time) error { return c.SetReadDeadline(t) }
 
 // Close sends what was written, then closes the connection in order.
 func (c *conn) Close() error {
-	var err error
 	c.once.Do(func() {
 		close(c.closing)
 		go func() {
@@ -269,7 +270,7 @@ func (c *conn) Close() error {
 			_ = c.Conn.Close()
 		}()
 	})
-	return err
+	return nil
 }
 
 // reset breaks the connection at once: the client sees RST, not an end.

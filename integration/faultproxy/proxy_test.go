@@ -263,3 +263,17 @@ func TestExchanges(t *testing.T) {
 		t.Errorf("four requests side by side took %d round trips, want at most 3", n)
 	}
 }
+
+// A client that asks for the connection to be closed still gets its answer.
+func TestCloseAfterAnswer(t *testing.T) {
+	blob := randomBytes(100_000)
+	p, c := start(t, blob, faultproxy.Config{
+		Certificate: certificate(t), Link: faultproxy.Link{RTT: 10 * time.Millisecond, BytesPerSecond: 10_000_000},
+	})
+	c.Transport.(*http.Transport).DisableKeepAlives = true
+	for range 3 {
+		if _, b, err := get(c, p.URL().String()+blobPath, ""); err != nil || !bytes.Equal(b, blob) {
+			t.Fatalf("got %d bytes, %v", len(b), err)
+		}
+	}
+}

@@ -56,6 +56,15 @@ func (s *Set) Tree(name string) string {
 	return filepath.Join(s.Dir, "tree", name, "rootfs")
 }
 
+func (s *Set) zstdchunked() string { return filepath.Join(s.Dir, "zstdchunked") }
+
+// Encode writes the tar in the file tarPath to w as a layer in a format. It
+// returns the layer's descriptor, without digest and size, and its diff ID.
+func (s *Set) Encode(ctx context.Context, w io.Writer, tarPath string, f Format) (ocispec.Descriptor, digest.Digest, error) {
+	l, err := encoder{zstdchunked: s.zstdchunked()}.encode(ctx, w, tarPath, f)
+	return l.desc, l.diffID, err
+}
+
 // CacheDir returns the directory that keeps what tests make once:
 // LAMINA_TEST_CACHE, or /var/cache/lamina-test.
 func CacheDir() string {
@@ -158,7 +167,7 @@ func (b *builder) buildTool(ctx context.Context) error {
 	if !ok {
 		return fmt.Errorf("images: cannot find the source directory")
 	}
-	b.zstdchunked = filepath.Join(b.tmp, "zstdchunked")
+	b.zstdchunked = (&Set{Dir: b.out}).zstdchunked()
 	dir := filepath.Join(filepath.Dir(self), "..", "zstdchunked")
 	return b.run(ctx, []string{"CGO_ENABLED=0"}, "go", "build", "-C", dir, "-o", b.zstdchunked, ".")
 }

@@ -209,4 +209,3 @@ func Access(dir string, a *Authority, password string, hosts ...string) (certsD,
 	}
 	return certsD, dockerConfig, os.WriteFile(filepath.Join(dockerConfig, "config.json"), b, 0o600)
 }
-

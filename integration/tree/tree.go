@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -121,6 +122,15 @@ func read(p, name string, st *unix.Stat_t, inodes map[uint64]inode) (Entry, erro
 	return e, nil
 }
 
+// Sum returns the digest of a file's content. The error wraps what reading gave.
+func Sum(p string) (s [sha256.Size]byte, err error) {
+	info, err := os.Stat(p)
+	if err != nil {
+		return s, err
+	}
+	return sum(p, info.Size())
+}
+
 func sum(p string, size int64) (s [sha256.Size]byte, err error) {
 	f, err := os.Open(p)
 	if err != nil {
@@ -167,6 +177,8 @@ func xattrs(p string) (map[string]string, error) {
 type Options struct {
 	// AnyMtime lists paths whose time no layer says.
 	AnyMtime []string
+	// Seconds compares times by the second: eStargz keeps no more.
+	Seconds bool
 }
 
 // Diff describes, one line each, in what got differs from want. It is empty when
@@ -182,6 +194,9 @@ func Diff(want, got Tree, o Options) []string {
 			continue
 		}
 		anyTime := n == "." || slices.Contains(o.AnyMtime, n)
+		if o.Seconds {
+			w.Mtime, g.Mtime = seconds(w.Mtime), seconds(g.Mtime)
+		}
 		if d := w.diff(g, anyTime); len(d) > 0 {
 			lines = append(lines, fmt.Sprintf("%q: %s", n, strings.Join(d, "; ")))
 		}
@@ -193,6 +208,9 @@ func Diff(want, got Tree, o Options) []string {
 	}
 	return lines
 }
+
+// seconds rounds nanoseconds down to whole seconds.
+func seconds(ns int64) int64 { return time.Unix(0, ns).Unix() }
 
 func (w Entry) diff(g Entry, anyTime bool) (d []string) {
 	differ := func(what string, want, got any) {
