@@ -1,0 +1,80 @@
+package lamina_test
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/laminafs/lamina/"
+
+// below lists, for each room, the rooms that its packages may import. Packages
+// in one room may import one another.
+var below = map[string]string{
+	"cmd":         "mount image",
+	"mount":       "fs overlay cache layer index fetch image",
+	"fs":          "overlay cache layer index fetch",
+	"overlay":     "cache layer index fetch",
+	"cache":       "layer index fetch",
+	"layer":       "index fetch",
+	"image":       "fetch",
+	"index":       "",
+	"fetch":       "",
+	"bench":       "cmd mount fs overlay cache layer index fetch image integration",
+	"integration": "cmd mount fs overlay cache layer index fetch image",
+}
+
+// TestImportsGoDownward holds the source, tests aside, against the arrows of
+// docs/design.md.
+func TestImportsGoDownward(t *testing.T) {
+	seen := map[string]bool{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != "." && (strings.HasPrefix(d.Name(), ".") || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		room, _, nested := strings.Cut(filepath.ToSlash(path), "/")
+		if !nested || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+		if err != nil {
+			return err
+		}
+		allowed, known := below[room]
+		if !known {
+			t.Errorf("%s: the room %s is not in this test's table nor in docs/design.md", path, room)
+			return nil
+		}
+		seen[room] = true
+		for _, imp := range f.Imports {
+			p, err := strconv.Unquote(imp.Path.Value)
+			if err != nil {
+				return err
+			}
+			target, ours := strings.CutPrefix(p, module)
+			if !ours {
+				continue
+			}
+			target, _, _ = strings.Cut(target, "/")
+			if target != room && !strings.Contains(" "+allowed+" ", " "+target+" ") {
+				t.Errorf("%s imports %s: the arrows go from %s to [%s] only", path, p, room, allowed)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for room := range below {
+		if !seen[room] {
+			t.Errorf("the room %s has no source", room)
+		}
+	}
+}

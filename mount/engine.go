@@ -1,0 +1,106 @@
+package mount
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/overlay"
+)
+
+// chooseEngine returns the engine for what was asked, and why it is not the
+// kernel's when it is not.
+func chooseEngine(asked Engine) (Engine, string, error) {
+	if asked == FUSE {
+		return FUSE, "", nil
+	}
+	err := fs.KernelSupport()
+	if err == nil {
+		return Kernel, "", nil
+	}
+	if asked == Kernel {
+		return "", "", fmt.Errorf("%w (--engine fuse works everywhere)", err)
+	}
+	return FUSE, err.Error(), nil
+}
+
+// session is a FUSE session that serves a mount: the tree itself, or the data
+// files of layers for the kernel engine.
+type session struct {
+	dev   *os.File
+	raw   fuse.RawFileSystem
+	stats *fs.Stats
+	opts  fs.SessionOptions
+}
+
+func newSession(m *State, t *tree, log *slog.Logger) *session {
+	stats := new(fs.Stats)
+	s := &session{stats: stats, opts: fs.SessionOptions{
+		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.chain.Index.Release, Log: log,
+	}}
+	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
+	if m.Engine == Kernel {
+		data := make([]fs.LayerData, len(t.layers))
+		for i, l := range t.layers {
+			data[i] = fs.LayerData{Data: l, Size: l.Size()}
+		}
+		s.raw = fs.NewData(data, o)
+		return s
+	}
+	data := make([]overlay.Data, len(t.layers))
+	for i, l := range t.layers {
+		data[i] = l
+	}
+	s.raw = fs.NewTree(overlay.New(t.chain.Index, data), o)
+	return s
+}
+
+func (s *session) serve(ctx context.Context) error {
+	return fs.Serve(ctx, s.dev, s.raw, s.opts)
+}
+
+// devices returns the data files of t's layers for the kernel; the place of
+// an incomplete one is empty.
+func (t *tree) devices() []string {
+	paths := make([]string, len(t.layers))
+	for i, l := range t.layers {
+		if p, ok := l.DataFile(); ok {
+			paths[i] = p
+		}
+	}
+	return paths
+}
+
+// mount puts the session's tree at m's directory; start starts serving it and
+// must not wait.
+func (s *session) mount(m *State, t *tree, start func()) (err error) {
+	if m.Engine != Kernel {
+		if s.dev, err = fs.Mount(m.Options.Dir, fs.MountOptions{Source: m.Image}); err == nil {
+			start()
+		}
+		return err
+	}
+	return fs.MountKernel(m.Options.Dir, fs.KernelMount{
+		Meta: t.chain.Path, Devices: t.devices(),
+		Serve: func(dev *os.File) error {
+			fd, err := unix.FcntlInt(dev.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+			if err != nil {
+				return fmt.Errorf("keep the session: %w", err)
+			}
+			s.dev = os.NewFile(uintptr(fd), dev.Name())
+			start()
+			return nil
+		},
+	})
+}
+
+// mountComplete mounts a tree whose layers are all complete, with no session.
+func (t *tree) mountComplete(m *State) error {
+	return fs.MountErofs(m.Options.Dir, t.chain.Path, t.devices(), fs.ErofsOptions{})
+}

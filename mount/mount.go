@@ -1,0 +1,161 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	iofs "io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/image"
+	"github.com/laminafs/lamina/layer"
+)
+
+// Mount shows the image that o names at o.Dir and returns when the tree can be
+// used. A server goes on in the background where one is needed. p may be nil.
+func Mount(ctx context.Context, o Options, p Progress) (*State, error) {
+	if err := prepare(&o); err != nil {
+		return nil, err
+	}
+	if o.Engine != FUSE && !o.Fill {
+		s, err := mountLocal(ctx, o)
+		if !errors.Is(err, errNeedsServer) {
+			return s, err
+		}
+	}
+	return startServer(ctx, newName(o.Dir), o, p)
+}
+
+// prepare checks what can be checked before anything is started.
+func prepare(o *Options) error {
+	name, err := image.ParseName(o.Image)
+	if err != nil {
+		return err
+	}
+	if name.Transport != image.Registry {
+		// The server has another working directory.
+		if name.Path, err = filepath.Abs(name.Path); err != nil {
+			return err
+		}
+		o.Image = name.String()
+	}
+	return prepareDir(*o)
+}
+
+// prepareDir makes sure that o.Dir can be mounted on: it clears away a dead
+// server's mount and refuses a place where a mount of ours is alive.
+func prepareDir(o Options) error {
+	if stale(o.Dir) {
+		if err := fs.Unmount(o.Dir, true); err != nil {
+			return fmt.Errorf("clear the dead mount at %s: %w", o.Dir, err)
+		}
+	}
+	fi, err := os.Stat(o.Dir)
+	if errors.Is(err, iofs.ErrNotExist) {
+		return fmt.Errorf("mountpoint %s does not exist: make it with mkdir first", o.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("mountpoint: %w", err)
+	}
+	if !fi.IsDir() {
+		return fmt.Errorf("mountpoint %s is not a directory", o.Dir)
+	}
+	e, err := find(o.Root, o.Dir)
+	if isNotMounted(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%s is already mounted at %s: 'lamina umount %s' first", e.Image, o.Dir, o.Dir)
+}
+
+// errNeedsServer says that a mount cannot be made without a server.
+var errNeedsServer = errors.New("a server is needed")
+
+// mountLocal mounts without starting any process: an image whose layers are
+// all complete in the store, or one whose chain is mounted already. It answers
+// errNeedsServer, having done nothing, when the way is longer.
+func mountLocal(ctx context.Context, o Options) (*State, error) {
+	if fs.KernelSupport() != nil || o.Pull == "always" {
+		return nil, errNeedsServer
+	}
+	st, err := openStore(o, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = st.Close() }()
+	img, err := image.Open(ctx, o.Image, image.Options{
+		Platform: o.Platform, Pull: image.PullNever, Client: st.client, Store: st.images,
+	})
+	if err != nil {
+		return nil, errNeedsServer // which will say what is wrong, if anything is
+	}
+	for _, l := range img.Layers {
+		if key, _, _ := layer.Key(layer.Source(l)); !st.cache.Has(key) {
+			return nil, errNeedsServer
+		}
+	}
+	o.Pull = image.PullNever.String()
+	t, err := st.assemble(ctx, o, nil)
+	if err != nil {
+		return nil, errNeedsServer
+	}
+	defer func() { _ = t.Close() }()
+	m := t.state(newName(o.Dir), o)
+	m.Engine = Kernel
+	if ok, err := cloneChain(m); ok || err != nil {
+		return m, err
+	}
+	if !t.complete() {
+		return nil, errNeedsServer
+	}
+	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
+		return nil, err
+	}
+	// The record comes first: from now on the layers count as held.
+	if err := m.save(); err != nil {
+		return nil, err
+	}
+	if err := t.mountComplete(m); err != nil {
+		_ = m.remove()
+		return nil, err
+	}
+	return m, nil
+}
+
+// cloneChain shows m's chain by cloning a kernel mount of the same chain, so
+// that both share one superblock and its page cache. It reports whether there
+// was one to clone.
+func cloneChain(m *State) (bool, error) {
+	all, err := List(m.Options.Root)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range all {
+		if e.Engine != Kernel || e.Chain != m.Chain || e.Status != Serving && e.Status != NoServer {
+			continue
+		}
+		m.ServedBy = e.ServedBy
+		if m.ServedBy == "" && e.Status == Serving {
+			m.ServedBy = e.Name
+		}
+		if err := os.MkdirAll(m.dir(), 0o700); err != nil {
+			return false, err
+		}
+		if err := m.save(); err != nil {
+			return false, err
+		}
+		if err := fs.CloneMount(e.Options.Dir, m.Options.Dir); err != nil {
+			_ = m.remove()
+			// The other may be unmounted at this very moment: make a new one.
+			m.ServedBy = ""
+			return false, nil
+		}
+		return true, nil
+	}
+	return false, nil
+}

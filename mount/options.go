@@ -1,0 +1,62 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Engine names what shows the tree.
+type Engine string
+
+// The engines. Auto takes Kernel where it works, and FUSE otherwise.
+const (
+	Auto   Engine = "auto"
+	FUSE   Engine = "fuse"
+	Kernel Engine = "kernel"
+)
+
+// ErrUsage wraps errors of the caller's words: an unknown engine, a bad size.
+var ErrUsage = errors.New("usage")
+
+// ParseEngine returns the engine named s, or an error that wraps ErrUsage.
+func ParseEngine(s string) (Engine, error) {
+	switch e := Engine(s); e {
+	case Auto, FUSE, Kernel:
+		return e, nil
+	}
+	return "", fmt.Errorf("%w: engine %q: must be auto, fuse or kernel", ErrUsage, s)
+}
+
+// Options say what to mount, where and how. They travel as JSON from the
+// command to its server and are kept in State.
+type Options struct {
+	// Root is the store's directory.
+	Root string `json:"root"`
+	// Image is the name of the image as the user wrote it.
+	Image string `json:"image"`
+	// Dir is the mountpoint, absolute and free of symbolic links.
+	Dir string `json:"dir"`
+	// Engine is what was asked for.
+	Engine Engine `json:"engine"`
+	// Platform is os/arch[/variant]; empty means the host's.
+	Platform string `json:"platform,omitempty"`
+	// Pull is missing (default), always or never, as docker has it.
+	Pull string `json:"pull,omitempty"`
+	// PlainHTTP speaks HTTP to registries that are not on loopback.
+	PlainHTTP bool `json:"plainHTTP,omitempty"`
+	// Insecure skips the verification of TLS certificates.
+	Insecure bool `json:"insecure,omitempty"`
+	// HostsDirs are certs.d directories; empty means the default ones.
+	HostsDirs []string `json:"hostsDirs,omitempty"`
+	// Fill fetches, in the background, everything that is missing.
+	Fill bool `json:"fill,omitempty"`
+	// FillRate bounds the background fill, in bytes per second; 0 is no bound.
+	FillRate int64 `json:"fillRate,omitempty"`
+	// CacheLimit bounds the data kept in the store, in bytes; 0 is no bound.
+	CacheLimit int64 `json:"cacheLimit,omitempty"`
+	// Parallel bounds the requests in flight to registries; 0 is the default.
+	Parallel int `json:"parallel,omitempty"`
+	// Deadline bounds one read of the tree; 0 is the default of package fs.
+	Deadline time.Duration `json:"deadline,omitempty"`
+}

@@ -1,0 +1,275 @@
+package mount
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/image"
+)
+
+// ServeCommand is the server of a new mount called name. It tells the command
+// that started it, through events, how far it is, and goes on until the tree is
+// unmounted. When that command ends before the tree is usable, so does the
+// server, and nothing is left mounted.
+func ServeCommand(ctx context.Context, name string, o Options, events *os.File) error {
+	log := newLogger(os.Stderr)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	talk := &talker{enc: json.NewEncoder(events), gone: cancel}
+	srv := &server{log: log, hold: true}
+	err := srv.run(ctx, name, o, talk, func(s *State) {
+		talk.send(event{Ready: s})
+		_ = events.Close()
+	})
+	if err != nil {
+		log.Error("mount failed", "mount", name, "error", err)
+		talk.send(event{Error: err.Error()})
+	}
+	return err
+}
+
+// Foreground mounts as Mount does but serves in the calling process, until ctx
+// ends or the tree is unmounted. ready is called once the tree can be used.
+func Foreground(ctx context.Context, o Options, p Progress, ready func(*State)) error {
+	if err := prepare(&o); err != nil {
+		return err
+	}
+	srv := &server{log: newLogger(os.Stderr)}
+	err := srv.run(ctx, newName(o.Dir), o, p, ready)
+	if errors.Is(err, context.Canceled) && srv.ready {
+		return nil
+	}
+	return err
+}
+
+func newLogger(f *os.File) *slog.Logger {
+	return slog.New(slog.NewTextHandler(f, nil))
+}
+
+// talker sends progress to the command that waits. Losing it cancels the
+// mount while it is being made.
+type talker struct {
+	mu   sync.Mutex // guards what follows
+	enc  *json.Encoder
+	done bool
+	last map[int]int64
+	gone context.CancelFunc
+}
+
+func (t *talker) send(e event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.done {
+		return
+	}
+	t.done = e.Ready != nil || e.Error != ""
+	if err := t.enc.Encode(e); err != nil {
+		t.gone()
+	}
+}
+
+// Layer implements Progress; steps of less than a hundredth are left out.
+func (t *talker) Layer(i int, digest string, done, total int64) {
+	t.mu.Lock()
+	if t.last == nil {
+		t.last = map[int]int64{}
+	}
+	if done < total && done-t.last[i] < total/100 {
+		t.mu.Unlock()
+		return
+	}
+	t.last[i] = done
+	t.mu.Unlock()
+	t.send(event{Layer: i, Digest: digest, Done: done, Total: total})
+}
+
+// server is one process serving one mount.
+type server struct {
+	log   *slog.Logger
+	hold  bool // start a holder
+	ready bool // the tree was usable
+
+	store   *store
+	tree    *tree
+	state   *State
+	session *session
+}
+
+// run makes the mount and serves it to its end.
+func (s *server) run(ctx context.Context, name string, o Options, p Progress, ready func(*State)) (err error) {
+	engine, reason, err := chooseEngine(o.Engine)
+	if err != nil {
+		return err
+	}
+	if s.store, err = openStore(o, s.log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	if s.tree, err = s.store.assemble(ctx, o, p); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.tree.Close()) }()
+	s.state = s.tree.state(name, o)
+	s.state.Engine, s.state.Reason = engine, reason
+	if err := os.MkdirAll(s.state.dir(), 0o700); err != nil {
+		return err
+	}
+	if engine == Kernel {
+		done, err := s.withoutServer(ready)
+		if done || err != nil {
+			return err
+		}
+	}
+	if err := s.serve(ctx, false, ready); err != nil && o.Engine == Auto && engine == Kernel && !s.ready {
+		s.log.Warn("kernel engine failed, going on with fuse", "error", err)
+		s.state.Engine, s.state.Reason = FUSE, err.Error()
+		return s.serve(ctx, false, ready)
+	} else {
+		return err
+	}
+}
+
+// withoutServer mounts what the kernel can show with no process of ours and
+// reports whether it could.
+func (s *server) withoutServer(ready func(*State)) (bool, error) {
+	if s.state.Options.Fill && !s.tree.complete() {
+		return false, nil
+	}
+	ok, err := cloneChain(s.state)
+	if err != nil {
+		return false, err
+	}
+	if !ok && s.tree.complete() {
+		if err := s.state.save(); err != nil {
+			return false, err
+		}
+		if err := s.tree.mountComplete(s.state); err != nil {
+			// The caller goes on with a server, which reports what stays wrong.
+			s.log.Warn("mount of complete layers failed", "error", err)
+			return false, nil
+		}
+		ok = true
+	}
+	if ok {
+		s.ready = true
+		ready(s.state)
+	}
+	return ok, nil
+}
+
+// serve serves the session of s.state: a new one, or with takeover the one
+// whose descriptor s.session holds. It returns when the session has ended.
+func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) error {
+	if !takeover {
+		s.session = newSession(s.state, s.tree, s.log)
+	}
+	s.session.opts.Takeover = takeover
+	s.state.Server = self()
+	// The tree outlives ctx: it is ended by an unmount, in the kernel's order.
+	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	ended := make(chan error, 1)
+	serving := func() { go func() { ended <- s.session.serve(sctx) }() }
+	if takeover {
+		serving()
+	} else if err := s.mount(serving); err != nil {
+		return errors.Join(err, s.state.remove())
+	}
+	defer func() { _ = s.session.dev.Close() }()
+	defer func() { _ = s.state.remove() }()
+	if s.hold && !takeover {
+		h, err := startHolder(s.state, s.session.dev)
+		if err != nil {
+			s.log.Warn("no holder: the mount ends with this server", "error", err)
+		}
+		s.state.Holder = h
+	}
+	if err := s.state.save(); err != nil {
+		_ = fs.Unmount(s.state.Options.Dir, true)
+		return err
+	}
+	control, err := s.listen()
+	if err != nil {
+		s.log.Warn("no statistics", "error", err)
+	} else {
+		defer control.Close()
+	}
+	s.ready = true
+	ready(s.state)
+	stop := s.work(sctx)
+	defer stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			s.log.Info("asked to end", "mount", s.state.Name)
+			if err := fs.Unmount(s.state.Options.Dir, true); err != nil {
+				s.log.Warn("unmount", "error", err)
+			}
+			ctx = sctx
+		}
+	}
+}
+
+// mount records the mount and makes it.
+func (s *server) mount(serving func()) error {
+	if err := s.state.save(); err != nil {
+		return err
+	}
+	return s.session.mount(s.state, s.tree, serving)
+}
+
+// work starts what goes on beside the readers: prefetch of what the image
+// asks for and the background fill. The function it returns ends and awaits it.
+func (s *server) work(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	for _, l := range s.tree.layers {
+		l.Prefetch()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if !s.state.Options.Fill {
+			return
+		}
+		if err := s.store.cache.Fill(ctx, s.tree.layers); err != nil && ctx.Err() == nil {
+			s.log.Warn("background fill", "error", err)
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+// TakeoverCommand is the server that goes on with the session dev of the mount
+// called name after its server died. It returns when the tree is unmounted.
+func TakeoverCommand(ctx context.Context, root, name string, dev *os.File) (err error) {
+	log := newLogger(os.Stderr)
+	m, err := Load(root, name)
+	if err != nil {
+		return err
+	}
+	s := &server{log: log, state: m}
+	o := m.Options
+	o.Pull = image.PullNever.String()
+	if s.store, err = openStore(o, log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.store.Close()) }()
+	if s.tree, err = s.store.reopen(ctx, m); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.tree.Close()) }()
+	s.session = newSession(m, s.tree, log)
+	s.session.dev = dev
+	log.Info("took over", "mount", name, "image", m.Image, "layers", len(m.Layers))
+	if err = s.serve(ctx, true, func(*State) {}); err != nil {
+		return fmt.Errorf("%s: %w", strings.TrimSpace(name), err)
+	}
+	return nil
+}

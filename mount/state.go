@@ -1,0 +1,179 @@
+package mount
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// LayerState is what a server that takes over needs to open a layer again.
+type LayerState struct {
+	Desc   ocispec.Descriptor `json:"descriptor"`
+	DiffID digest.Digest      `json:"diffID"`
+	// Key is the layer's directory in the store.
+	Key string `json:"key"`
+	// File and Offset say where a blob of a local layout or archive lies.
+	// File is empty for a blob of the registry that State.Repository names.
+	File   string `json:"file,omitempty"`
+	Offset int64  `json:"offset,omitempty"`
+}
+
+// State is the record of one mount. It is immutable but for the processes'
+// ids, which change when a server takes over.
+type State struct {
+	// Name is the record's directory below mounts/.
+	Name    string  `json:"name"`
+	Options Options `json:"options"`
+	// Image is the normalised name, Digest that of the manifest.
+	Image  string        `json:"image"`
+	Digest digest.Digest `json:"digest"`
+	// Repository is the registry reference that blobs come from, if any.
+	Repository string       `json:"repository,omitempty"`
+	Layers     []LayerState `json:"layers"`
+	Chain      string       `json:"chain"`
+	// Engine is the one that runs; Reason says why it is not the better one.
+	Engine Engine `json:"engine"`
+	Reason string `json:"reason,omitempty"`
+	// ImageSize is the sum of the layers' compressed sizes, in bytes.
+	ImageSize int64 `json:"imageSize"`
+	// Server and Holder identify the processes; zero values where there is none.
+	Server Process `json:"server"`
+	Holder Process `json:"holder"`
+	// ServedBy names another mount whose server serves this one too: the
+	// kernel engine mounts a chain once and clones it.
+	ServedBy string    `json:"servedBy,omitempty"`
+	Created  time.Time `json:"created"`
+}
+
+// Process identifies a process for longer than its id is unique.
+type Process struct {
+	PID int `json:"pid,omitempty"`
+	// Start is the start time in clock ticks after boot, from /proc/<pid>/stat.
+	Start string `json:"start,omitempty"`
+}
+
+// self returns the calling process.
+func self() Process { return processOf(os.Getpid()) }
+
+func processOf(pid int) Process {
+	start, err := startTime(pid)
+	if err != nil {
+		return Process{}
+	}
+	return Process{PID: pid, Start: start}
+}
+
+// Alive reports whether the process still runs.
+func (p Process) Alive() bool {
+	if p.PID == 0 {
+		return false
+	}
+	start, err := startTime(p.PID)
+	return err == nil && start == p.Start
+}
+
+// startTime reads field 22 of /proc/<pid>/stat, counted after the command's
+// name, which may itself hold blanks and brackets. A zombie has ended.
+func startTime(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	s := string(b)
+	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
+	if len(fields) < 20 || fields[0] == "Z" {
+		return "", fmt.Errorf("read /proc/%d/stat: %w", pid, fs.ErrNotExist)
+	}
+	return fields[19], nil
+}
+
+func mountsDir(root string) string { return filepath.Join(root, "mounts") }
+
+// directory is where everything about the mount called name is kept.
+func directory(root, name string) string { return filepath.Join(mountsDir(root), name) }
+
+func (s *State) dir() string { return directory(s.Options.Root, s.Name) }
+
+// newName makes a name from the mountpoint, for people, and a random end.
+func newName(dir string) string {
+	var r [4]byte
+	_, _ = rand.Read(r[:]) // never fails, by its documentation
+	base := strings.Map(func(c rune) rune {
+		if c == '-' || c == '_' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' {
+			return c
+		}
+		return '_'
+	}, filepath.Base(dir))
+	if len(base) > 40 {
+		base = base[:40]
+	}
+	return strings.TrimLeft(base, ".-") + "-" + hex.EncodeToString(r[:])
+}
+
+// save replaces the record. It is written for other processes, not for the
+// next boot, after which nothing is mounted: no fsync.
+func (s *State) save() error {
+	b, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return fmt.Errorf("save mount %s: %w", s.Name, err)
+	}
+	path := filepath.Join(s.dir(), "state.json")
+	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save mount %s: %w", s.Name, err)
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return fmt.Errorf("save mount %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// Load returns the record of the mount called name in the store at root; the
+// error wraps fs.ErrNotExist when there is none.
+func Load(root, name string) (*State, error) {
+	b, err := os.ReadFile(filepath.Join(directory(root, name), "state.json"))
+	if err != nil {
+		return nil, fmt.Errorf("load mount %s: %w", name, err)
+	}
+	s := new(State)
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("load mount %s: %w", name, err)
+	}
+	if s.Name != name {
+		return nil, fmt.Errorf("load mount %s: the record names %q", name, s.Name)
+	}
+	// The store may have been moved or be reached by another path.
+	s.Options.Root = root
+	return s, nil
+}
+
+// records returns every record that can be read, ordered by name.
+func records(root string) ([]*State, error) {
+	entries, err := os.ReadDir(mountsDir(root))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	var all []*State
+	for _, e := range entries {
+		if s, err := Load(root, e.Name()); err == nil {
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}
+
+// remove deletes the record and what lies beside it.
+func (s *State) remove() error { return os.RemoveAll(s.dir()) }

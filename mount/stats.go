@@ -1,0 +1,180 @@
+package mount
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/laminafs/lamina/cache"
+	"github.com/laminafs/lamina/fetch"
+	"github.com/laminafs/lamina/fs"
+)
+
+// Stats is what a mount has cost and served since its server started. Sizes
+// are bytes.
+type Stats struct {
+	Name       string        `json:"name"`
+	Image      string        `json:"image"`
+	Digest     digest.Digest `json:"digest"`
+	Mountpoint string        `json:"mountpoint"`
+	Engine     Engine        `json:"engine"`
+	Reason     string        `json:"reason,omitempty"`
+	// ImageSize is the sum of the layers' compressed sizes.
+	ImageSize int64 `json:"imageSize"`
+	// Served is false for a kernel mount that needs no process: the rest is
+	// then empty, as nobody counts.
+	Served bool         `json:"served"`
+	FS     fs.Snapshot  `json:"fs"`
+	Fetch  fetch.Stats  `json:"fetch"`
+	Layers []LayerStats `json:"layers,omitempty"`
+	// Resident is the server's memory, from /proc/self/statm.
+	Resident int64 `json:"resident"`
+}
+
+// LayerStats is the share of one layer, from the bottom.
+type LayerStats struct {
+	Digest   digest.Digest `json:"digest"`
+	Size     int64         `json:"size"`
+	Complete bool          `json:"complete"`
+	cache.Stats
+}
+
+// controlName is the socket on which a server answers with its Stats.
+const controlName = "control.sock"
+
+// controlPath reaches a socket in dir by a path that always fits a socket
+// address, which has room for 107 bytes only.
+func controlPath(dir string) (path string, done func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), controlName), func() { _ = d.Close() }, nil
+}
+
+// control answers statistics until it is closed.
+type control struct {
+	l    net.Listener
+	done chan struct{}
+}
+
+func (s *server) listen() (*control, error) {
+	_ = os.Remove(filepath.Join(s.state.dir(), controlName)) // a dead server's
+	path, done, err := controlPath(s.state.dir())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen for statistics: %w", err)
+	}
+	// The name it was bound by is gone; the directory is removed as a whole.
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	c := &control{l: l, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+			if err := json.NewEncoder(conn).Encode(s.measure()); err != nil {
+				s.log.Warn("send statistics", "error", err)
+			}
+			_ = conn.Close()
+		}
+	}()
+	return c, nil
+}
+
+// Close stops answering and waits for an answer under way.
+func (c *control) Close() {
+	_ = c.l.Close()
+	<-c.done
+}
+
+func (s *server) measure() Stats {
+	st := s.state.stats()
+	st.Served = true
+	st.FS, st.Fetch = s.session.stats.Snapshot(), s.store.client.Stats()
+	for i, l := range s.tree.layers {
+		d := s.state.Layers[i].Desc
+		st.Layers = append(st.Layers, LayerStats{Digest: d.Digest, Size: d.Size, Complete: l.Complete(), Stats: l.Stats()})
+	}
+	var pages int64
+	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
+		_, _ = fmt.Sscan(string(b), new(int64), &pages)
+	}
+	st.Resident = pages * int64(os.Getpagesize())
+	return st
+}
+
+func (s *State) stats() Stats {
+	return Stats{
+		Name: s.Name, Image: s.Image, Digest: s.Digest, Mountpoint: s.Options.Dir,
+		Engine: s.Engine, Reason: s.Reason, ImageSize: s.ImageSize,
+	}
+}
+
+// Measure returns the statistics of the mount that target, a mountpoint or a
+// name, means. Every mount of the store is measured when target is empty.
+func Measure(root, target string) ([]Stats, error) {
+	if target != "" {
+		e, err := find(root, target)
+		if err != nil {
+			return nil, fmt.Errorf("stats: %w", err)
+		}
+		st, err := e.ask()
+		return []Stats{st}, err
+	}
+	all, err := List(root)
+	if err != nil {
+		return nil, err
+	}
+	var sts []Stats
+	var errs []error
+	for _, e := range all {
+		st, err := e.ask()
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		sts = append(sts, st)
+	}
+	return sts, errors.Join(errs...)
+}
+
+// ask asks the mount's server.
+func (e *Entry) ask() (Stats, error) {
+	name := e.Name
+	if e.ServedBy != "" {
+		name = e.ServedBy
+	} else if e.Server.PID == 0 {
+		return e.stats(), nil
+	}
+	path, done, err := controlPath(directory(e.Options.Root, name))
+	if err != nil {
+		return Stats{}, fmt.Errorf("stats of %s: %w", e.Options.Dir, err)
+	}
+	defer done()
+	conn, err := net.DialTimeout("unix", path, 2*time.Second)
+	if err != nil {
+		return Stats{}, fmt.Errorf("stats of %s: its server does not answer (%s): %w", e.Options.Dir, e.Status, err)
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	var st Stats
+	if err := json.NewDecoder(conn).Decode(&st); err != nil {
+		return Stats{}, fmt.Errorf("stats of %s: %w", e.Options.Dir, err)
+	}
+	st.Name, st.Mountpoint = e.Name, e.Options.Dir
+	return st, nil
+}
