@@ -24,9 +24,8 @@ const (
 // the output is below limit, at which outSlack bytes must still follow. All
 // state lives in locals: this loop bounds the speed of a first mount.
 func (z *Reader) fast(t *tables, limit int) outcome {
-	in, out := z.in, z.out
+	in, out, bb, bc := z.in, z.out, z.bb, z.bc
 	pos, op, low, last := z.pos, z.op, z.low, z.end-inSlack
-	bb, bc := z.bb, z.bc
 	if pos > last {
 		return outOfRoom
 	}

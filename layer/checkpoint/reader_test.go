@@ -179,7 +179,7 @@ func TestEveryBitFlipped(t *testing.T) {
 func TestDamaged(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	text := source(t, 1<<20)
-	for range 3000 {
+	for range 800 {
 		from, n := rnd.IntN(len(text)/2), rnd.IntN(1<<(4+rnd.IntN(13)))
 		blob := compress(t, text[from:from+n], 1+rnd.IntN(9), rnd.IntN(n+1))
 		for range 1 + rnd.IntN(3) {
