@@ -88,7 +88,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 	defer func() { cancel(); _ = ahead.Wait() }()
 	pull, err := image.ParsePolicy(o.Pull)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUsage, err)
+		return nil, err
 	}
 	img, err := image.Open(ctx, o.Image, image.Options{
 		Platform: o.Platform, Pull: pull, Client: s.client, Store: s.images,

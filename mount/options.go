@@ -1,7 +1,6 @@
 package mount
 
 import (
-	"errors"
 	"fmt"
 	"time"
 )
@@ -16,16 +15,13 @@ const (
 	Kernel Engine = "kernel"
 )
 
-// ErrUsage wraps errors of the caller's words: an unknown engine, a bad size.
-var ErrUsage = errors.New("usage")
-
-// ParseEngine returns the engine named s, or an error that wraps ErrUsage.
+// ParseEngine returns the engine named s.
 func ParseEngine(s string) (Engine, error) {
 	switch e := Engine(s); e {
 	case Auto, FUSE, Kernel:
 		return e, nil
 	}
-	return "", fmt.Errorf("%w: engine %q: must be auto, fuse or kernel", ErrUsage, s)
+	return "", fmt.Errorf("engine %q: write auto, fuse or kernel", s)
 }
 
 // Options say what to mount, where and how. They travel as JSON from the

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/image"
@@ -35,6 +36,10 @@ func ServeCommand(ctx context.Context, name string, o Options, events *os.File) 
 	return err
 }
 
+// watchPause is how often a mount in front that the kernel serves alone is
+// looked at.
+const watchPause = 500 * time.Millisecond
+
 // Foreground mounts as Mount does but serves in the calling process, until ctx
 // ends or the tree is unmounted. ready is called once the tree can be used.
 func Foreground(ctx context.Context, o Options, p Progress, ready func(*State)) error {
@@ -43,10 +48,29 @@ func Foreground(ctx context.Context, o Options, p Progress, ready func(*State)) 
 	}
 	srv := &server{log: newLogger(os.Stderr)}
 	err := srv.run(ctx, newName(o.Dir), o, p, ready)
-	if errors.Is(err, context.Canceled) && srv.ready {
-		return nil
+	if err == nil && srv.session == nil {
+		return srv.state.watch(ctx)
 	}
 	return err
+}
+
+// watch waits for the end of a mount that needs no server, and ends it when
+// ctx ends.
+func (s *State) watch(ctx context.Context) error {
+	for {
+		e, err := find(s.Options.Root, s.Name)
+		if isNotMounted(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return Unmount(context.WithoutCancel(ctx), e.Options.Root, e.Name, true)
+		case <-time.After(watchPause):
+		}
+	}
 }
 
 func newLogger(f *os.File) *slog.Logger {

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -14,7 +13,7 @@ const farewell = 10 * time.Second
 
 // Unmount ends the mount that target, a mountpoint or a name, means, and
 // returns when its server has ended. A busy mount is an error that wraps
-// fs.ErrBusy, unless lazy is set: then the tree is detached at once and its
+// [fs.ErrBusy], unless lazy is set: then the tree is detached at once and its
 // server ends with the last user.
 func Unmount(ctx context.Context, root, target string, lazy bool) error {
 	e, err := find(root, target)
@@ -31,10 +30,7 @@ func Unmount(ctx context.Context, root, target string, lazy bool) error {
 	// The users of a dead mount cannot be waited for: they get ENOTCONN anyway.
 	lazy = lazy || e.Status == Dead
 	if err := fs.Unmount(dir, lazy); err != nil {
-		if errors.Is(err, fs.ErrBusy) {
-			return fmt.Errorf("umount %s: in use (fuser -vm %s shows by whom); 'lamina umount --lazy' detaches it now: %w", dir, dir, err)
-		}
-		return fmt.Errorf("umount: %w", err)
+		return err
 	}
 	if lazy && e.Server.Alive() {
 		return nil

@@ -15,8 +15,6 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
-
-	"github.com/laminafs/lamina/mount"
 )
 
 // version is set by the linker for releases.
@@ -41,8 +39,6 @@ func run(ctx context.Context, args []string) int {
 	switch {
 	case errors.As(err, &usage):
 		fmt.Fprintf(os.Stderr, "Try 'lamina %s--help'.\n", usage.command)
-		return 2
-	case errors.Is(err, mount.ErrUsage):
 		return 2
 	case errors.Is(err, context.Canceled):
 		return 130

@@ -10,6 +10,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/mount"
 )
 
@@ -74,7 +75,10 @@ func mountOptions(c *cli.Context) (mount.Options, error) {
 		Fill: c.Bool("fill"), Parallel: c.Int("parallel"), Deadline: c.Duration("deadline"),
 	}
 	if o.Engine, err = mount.ParseEngine(c.String("engine")); err != nil {
-		return o, err
+		return o, usagef(c, "--engine: %w", err)
+	}
+	if _, err := image.ParsePolicy(o.Pull); err != nil {
+		return o, usagef(c, "--pull: %w", err)
 	}
 	if o.Parallel < 0 || o.Deadline < 0 {
 		return o, usagef(c, "--parallel and --deadline take no negative values")
