@@ -17,7 +17,6 @@ const (
 	outOfRoom  outcome = iota // input or output used up, as far as the loop goes
 	endOfBlock                // the block's last symbol was read
 	badSymbol                 // the bits are not a symbol, or point before the data
-	outOfInput                // the input ends within a symbol
 )
 
 // fast decodes symbols while at least inSlack bytes of input are buffered and
