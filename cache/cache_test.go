@@ -418,6 +418,7 @@ func TestDiskFull(t *testing.T) {
 	if n := l.Stats().Present; n != 0 {
 		t.Errorf("%d chunks present", n)
 	}
+	waitIdle(t, l)
 	on.Store(false)
 	if err := f.checkAll(t.Context(), l, 50_000); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package cache
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -355,12 +356,14 @@ func fileBlocks(f *os.File) int64 {
 	return st.Blocks * 512
 }
 
-// isFull reports whether the limit, by the last count and what came since, has
-// no room: filling on would only evict what was filled before.
-func (s *Store) isFull() bool {
+// room is how much data may be added before something has to be evicted for it.
+func (s *Store) room() int64 {
 	if s.opts.Limit == 0 {
-		return false
+		return math.MaxInt64
 	}
 	sum, _, err := s.usage()
-	return err == nil && sum > s.opts.Limit-2*(s.opts.Limit/evictStep)
+	if err != nil {
+		return 0
+	}
+	return s.opts.Limit - 2*(s.opts.Limit/evictStep) - sum
 }

@@ -140,8 +140,10 @@ func TestEvictUnderReaders(t *testing.T) {
 			defer cancel()
 			var wg sync.WaitGroup
 			var reads atomic.Int64
+			var layers []*cache.Layer
 			for i := range 2 {
 				l := openLayer(t, dir, o, f)
+				layers = append(layers, l)
 				for k := range 3 {
 					wg.Go(func() {
 						rnd := rand.New(rand.NewPCG(uint64(i), uint64(k)))
@@ -166,7 +168,14 @@ func TestEvictUnderReaders(t *testing.T) {
 				}
 			})
 			wg.Wait()
-			if err := errors.Join(s.Evict(), s.Close()); err != nil {
+			for _, l := range layers {
+				waitIdle(t, l)
+			}
+			err := s.Evict()
+			for ; errors.Is(err, cache.ErrLocked); err = s.Evict() {
+				time.Sleep(time.Millisecond)
+			}
+			if err = errors.Join(err, s.Close()); err != nil {
 				t.Error(err)
 			}
 			if n := onDisk(t, dir); n > o.Limit {

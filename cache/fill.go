@@ -90,10 +90,12 @@ func (l *Layer) Prefetch() {
 // a time. missing reports that some were left to others who fetch them now.
 func (l *Layer) fetchRanges(ctx context.Context, ranges []layer.Range, prio fetch.Priority) (missing bool, err error) {
 	var running []*flight // the last chunk of each run
+	var coming int64      // data that runs may still add
 	wait := func(n int) error {
 		for len(running) > n {
 			f := running[0]
 			running = running[1:]
+			coming -= f.run.size
 			if e := l.await(ctx, f); e != nil && err == nil {
 				err = e
 			}
@@ -109,16 +111,14 @@ func (l *Layer) fetchRanges(ctx context.Context, ranges []layer.Range, prio fetc
 			if err := wait(fillParallel - 1); err != nil {
 				return true, err
 			}
-			if l.store.isFull() {
-				return true, errors.Join(ErrFull, wait(0))
-			}
-			run, next, skipped, err := l.nextRun(i, j, prio)
+			run, next, skipped, err := l.nextRun(i, j, prio, l.store.room()-coming)
 			if err != nil {
 				return true, errors.Join(err, wait(0))
 			}
 			missing = missing || skipped
 			if run != nil {
 				running = append(running, &run.flights[len(run.flights)-1])
+				coming += run.size
 			}
 			i = next
 		}
@@ -127,15 +127,16 @@ func (l *Layer) fetchRanges(ctx context.Context, ranges []layer.Range, prio fetc
 }
 
 // nextRun starts a run of the first missing chunks of [i, j) that nobody
-// fetches, and returns the chunk after them. skipped: it passed some that
-// somebody fetches.
-func (l *Layer) nextRun(i, j int, prio fetch.Priority) (r *run, next int, skipped bool, err error) {
+// fetches, of at most room bytes of data, and returns the chunk after them.
+// skipped: it passed some that somebody fetches. ErrFull: room is too little.
+func (l *Layer) nextRun(i, j int, prio fetch.Priority, room int64) (r *run, next int, skipped bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
 		return nil, j, false, ErrClosed
 	}
 	first := -1
+	var size int64
 	k := i
 	for ; k < j; k++ {
 		c := l.table.Chunk(k)
@@ -143,19 +144,29 @@ func (l *Layer) nextRun(i, j int, prio fetch.Priority) (r *run, next int, skippe
 		if first >= 0 && (flying || has || !l.inBlob(k) || l.blobAt(k)-l.blobAt(first) >= fillPiece) {
 			break
 		}
+		if first >= 0 && size+c.Len > room {
+			break
+		}
 		skipped = skipped || flying && !has
 		if first < 0 && !flying && !has {
-			first = k
+			if first = k; c.Len > room {
+				return nil, k, skipped, ErrFull
+			}
 			if !l.inBlob(k) {
+				size = c.Len
 				k++
 				break
 			}
+		}
+		if first >= 0 {
+			size += c.Len
 		}
 	}
 	if first < 0 {
 		return nil, j, skipped, nil
 	}
 	r = l.newRun(first, k, prio)
+	r.size = size
 	l.launch(r)
 	return r, k, skipped, nil
 }

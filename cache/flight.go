@@ -30,6 +30,7 @@ type flight struct {
 type run struct {
 	i, j    int
 	flights []flight // of chunks i, i+1, ...
+	size    int64    // of the data, where that matters
 	prio    fetch.Priority
 	ctx     context.Context
 	cancel  context.CancelCauseFunc

@@ -157,6 +157,10 @@ func (s *Store) makeStream(ctx context.Context, key string, src layer.Source, pr
 	if err != nil {
 		return nil, err
 	}
+	// Not before: until the layer is there, this is what a kill leaves.
+	if err := os.Remove(s.layerPath(key, partialName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open layer %s: %w", key, err)
+	}
 	s.added(filled.size())
 	return s.get(key, src)
 }
@@ -188,7 +192,7 @@ func (s *Store) streamRemote(ctx context.Context, key string, src layer.Source, 
 		sc, filled, err := s.scan(ctx, key, src, sp)
 		if err == nil {
 			sp.close()
-			return sc, filled, os.Remove(path)
+			return sc, filled, nil
 		}
 		again := false
 		switch {
