@@ -20,6 +20,7 @@ import (
 
 	"github.com/laminafs/lamina/integration/faultproxy"
 	"github.com/laminafs/lamina/integration/images"
+	"github.com/laminafs/lamina/integration/lamina"
 	"github.com/laminafs/lamina/integration/tree"
 )
 
@@ -115,7 +116,7 @@ func TestCorruptBlobs(t *testing.T) {
 				if f == images.Gzip {
 					// It is streamed before it is mounted.
 					p.SetFaults(bad)
-					if err := s.tryMount(dir, ref, options...); err == nil {
+					if err := s.Mount(dir, ref, options...); err == nil {
 						s.umount(t, dir)
 						t.Fatal("a corrupt layer was mounted")
 					}
@@ -127,7 +128,7 @@ func TestCorruptBlobs(t *testing.T) {
 					}
 				}
 				p.SetFaults(faultproxy.Faults{})
-				if !mounted(dir) {
+				if !lamina.Mounted(dir) {
 					dir = s.mount(t, ref, options...)
 				}
 				sameTree(t, shared.truth(t, "debian"), dir, f)
@@ -200,7 +201,7 @@ func killed(t *testing.T, f images.Format, engine string, times int, rng *rand.R
 	want := shared.truth(t, "debian")
 	dir := t.TempDir()
 	for range times {
-		cmd := s.command("mount", "--hosts-dir", s.certs, "--engine", engine, ref, dir)
+		cmd := s.MountCommand(dir, ref, "--engine", engine)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -212,24 +213,17 @@ func killed(t *testing.T, f images.Format, engine string, times int, rng *rand.R
 			readSome(t, want, dir, stop)
 		}()
 		time.Sleep(time.Duration(rng.Int64N(int64(1500 * time.Millisecond))))
-		for pid := range s.processes(t) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
+		s.kill(t)
 		close(stop)
 		<-done
-		for end := time.Now().Add(5 * time.Second); len(s.processes(t)) > 0 && time.Now().Before(end); {
-			for pid := range s.processes(t) { // one that was about to be started
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
-			time.Sleep(time.Millisecond)
-		}
-		if mounted(dir) && engine == "kernel" {
+		s.kill(t) // what was about to be started
+		if lamina.Mounted(dir) && engine == "kernel" {
 			// Nothing tells a superblock whose data server died from a good one
 			// but its reads; the mount over it must do.
-			_, _ = s.run("umount", "--lazy", dir)
+			_, _ = s.Run("umount", "--lazy", dir)
 		}
 	}
-	if err := s.tryMount(dir, ref, "--engine", engine); err != nil {
+	if err := s.Mount(dir, ref, "--engine", engine); err != nil {
 		t.Fatal(err)
 	}
 	sameTree(t, want, dir, f)

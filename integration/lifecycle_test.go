@@ -15,6 +15,7 @@ import (
 
 	"github.com/laminafs/lamina/integration/faultproxy"
 	"github.com/laminafs/lamina/integration/images"
+	"github.com/laminafs/lamina/integration/lamina"
 	"github.com/laminafs/lamina/integration/registry"
 )
 
@@ -34,17 +35,17 @@ func TestBusyAndLazy(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = f.Close() }()
-		_, err = s.run("umount", dir)
+		_, err = s.Run("umount", dir)
 		if err == nil || !strings.Contains(err.Error(), "in use") || !strings.Contains(err.Error(), "--lazy") {
 			t.Errorf("umount of a busy mount: %v", err)
 		}
-		if !mounted(dir) {
+		if !lamina.Mounted(dir) {
 			t.Fatal("the busy mount is gone")
 		}
-		if _, err := s.run("umount", "--lazy", dir); err != nil {
+		if _, err := s.Run("umount", "--lazy", dir); err != nil {
 			t.Fatal(err)
 		}
-		if mounted(dir) {
+		if lamina.Mounted(dir) {
 			t.Error("still mounted after umount --lazy")
 		}
 		// Its user goes on, and the server ends with him: newStore's clean-up
@@ -91,20 +92,20 @@ func TestStaleMountIsCleanedUp(t *testing.T) {
 	s := newStore(t, p.Host())
 	ref := p.Host() + "/lamina/debian:estargz"
 	dir := s.mount(t, ref, "--engine", "fuse")
-	s.kill(t, s.at(t, dir))
+	s.kill(t)
 	if _, err := os.Stat(filepath.Join(dir, "etc")); err == nil {
 		t.Fatal("a mount without server answers")
 	}
 	if got := s.at(t, dir).Status; got != "dead" {
 		t.Errorf("its status is %q, want dead", got)
 	}
-	if err := s.tryMount(dir, ref, "--engine", "fuse"); err != nil {
+	if err := s.Mount(dir, ref, "--engine", "fuse"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "etc/passwd")); err != nil {
 		t.Error(err)
 	}
-	s.kill(t, s.at(t, dir))
+	s.kill(t)
 	s.umount(t, dir) // a dead mount can simply be unmounted, too
 }
 
@@ -121,11 +122,11 @@ func TestMountsAndStats(t *testing.T) {
 		if m.Image != ref || m.Engine != engine || m.Status != "serving" || len(m.Layers) != 2 {
 			t.Errorf("mounts --json says %+v", m)
 		}
-		out, err := s.run("mounts")
+		out, err := s.Run("mounts")
 		if err != nil || !strings.Contains(out, ref) || !strings.Contains(out, dir) || !strings.Contains(out, engine) {
 			t.Errorf("mounts: %v\n%s", err, out)
 		}
-		out, err = s.run("stats", "--json", dir)
+		out, err = s.Run("stats", "--json", dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +141,7 @@ func TestMountsAndStats(t *testing.T) {
 		if st.Fetch.Bytes == 0 || st.Fetch.Bytes > sent.Bytes || st.ImageSize <= st.Fetch.Bytes || st.Fetch.Requests > int64(sent.Requests) {
 			t.Errorf("stats say %+v, the proxy sent %+v", st, sent)
 		}
-		if out, err = s.run("stats"); err != nil || !strings.Contains(out, ref) {
+		if out, err = s.Run("stats"); err != nil || !strings.Contains(out, ref) {
 			t.Errorf("stats: %v\n%s", err, out)
 		}
 	})
@@ -198,7 +199,7 @@ func TestRefusals(t *testing.T) {
 			}
 			s := newStoreAt(t, filepath.Join(t.TempDir(), "root"), password, p.Host())
 			began := time.Now()
-			err := s.tryMount(tc.dir, tc.image)
+			err := s.Mount(tc.dir, tc.image)
 			if err == nil {
 				t.Fatal("it was mounted")
 			}
@@ -215,8 +216,8 @@ func TestRefusals(t *testing.T) {
 			if d := time.Since(began); d > time.Minute {
 				t.Errorf("it took %v", d)
 			}
-			if mounted(tc.dir) || len(s.mounts(t)) > 0 {
-				t.Error("something is left mounted")
+			if all, err := s.Mounts(); err != nil || lamina.Mounted(tc.dir) || len(all) > 0 {
+				t.Errorf("left mounted: %v, %v", all, err)
 			}
 		})
 	}
@@ -251,7 +252,7 @@ func TestCacheLimit(t *testing.T) {
 		dir := s.mount(t, p.Host()+"/lamina/debian:estargz", "--engine", engine, "--cache-limit", "40MB")
 		sameTree(t, shared.truth(t, "debian"), dir, images.EStargz)
 		var used int64
-		err := filepath.Walk(filepath.Join(s.root, "layers"), func(path string, _ os.FileInfo, err error) error {
+		err := filepath.Walk(filepath.Join(s.Root, "layers"), func(path string, _ os.FileInfo, err error) error {
 			var st unix.Stat_t
 			if err == nil && filepath.Base(path) == "data" && unix.Lstat(path, &st) == nil {
 				used += st.Blocks * 512
@@ -277,7 +278,7 @@ func TestNothingIsFetchedTwice(t *testing.T) {
 			for i := range 3 {
 				dir := t.TempDir()
 				go func() {
-					if err := s.tryMount(dir, ref, "--engine", engines()[i%2]); err != nil {
+					if err := s.Mount(dir, ref, "--engine", engines()[i%2]); err != nil {
 						done <- func() { t.Error(err) }
 						return
 					}
