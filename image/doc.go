@@ -49,6 +49,10 @@
 //	io.github.laminafs.image.origin     the repository the layers come from
 //	io.github.laminafs.image.index      the digest of the image index, if any
 //
+// The image index is kept as a blob, to choose by platform without a registry.
+// No descriptor leads to it, only the annotation: whoever removes blobs that
+// are not used must look there too.
+//
 // Several processes share the store: readers take no lock, as index.json is
 // replaced by rename; writers hold a lock file, write and sync blobs first and
 // index.json last. A crash leaves the old or the new index.json, and at most
