@@ -1,0 +1,225 @@
+package integration
+
+import (
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/index"
+)
+
+// BenchmarkFSRequests compares our session loop with go-fuse's own server, each in
+// a process of its own, on requests that the kernel cannot answer by itself.
+func BenchmarkFSRequests(b *testing.B) {
+	s := newSample(1)
+	s.tree.Root.SetChild("big", s.file(256<<20, 0o644))
+	s.dir(s.tree.Root, "dir")
+	store, _ := s.write(b)
+	for _, server := range []string{"lamina", "go-fuse"} {
+		dir := ""
+		if server == "lamina" {
+			dir, _ = mountServed(b, store)
+		} else {
+			dir = b.TempDir()
+			startServer(b, store, nil, serverGoFuse+"="+dir)
+			for i := 0; i < 1000; i++ {
+				if _, err := os.Lstat(dir + "/big"); err == nil {
+					break
+				}
+				unixSleep()
+			}
+			b.Cleanup(func() {
+				if err := unix.Unmount(dir, 0); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		var serial atomic.Int64
+		missing := func() {
+			var st unix.Stat_t
+			if err := unix.Lstat(dir+"/dir/"+strconv.FormatInt(serial.Add(1), 10), &st); err != unix.ENOENT {
+				b.Error(err)
+			}
+		}
+		b.Run("lookup/"+server, func(b *testing.B) {
+			for b.Loop() {
+				missing()
+			}
+		})
+		b.Run("lookup4/"+server, func(b *testing.B) {
+			b.SetParallelism(2)
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					missing()
+				}
+			})
+		})
+		big, err := os.Open(dir + "/big")
+		if err != nil {
+			b.Fatal(err)
+		}
+		buf := make([]byte, 1<<20)
+		b.Run("statfs/"+server, func(b *testing.B) {
+			var st unix.Statfs_t
+			for b.Loop() {
+				if err := unix.Fstatfs(int(big.Fd()), &st); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run("read/"+server, func(b *testing.B) {
+			b.SetBytes(256 << 20)
+			for b.Loop() {
+				if err := unix.Fadvise(int(big.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+					b.Fatal(err)
+				}
+				for off := int64(0); off < 256<<20; off += 1 << 20 {
+					if _, err := big.ReadAt(buf, off); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+		})
+		_ = big.Close()
+	}
+}
+
+func unixSleep() { _ = unix.Nanosleep(&unix.Timespec{Nsec: 5e6}, nil) }
+
+// benchTree is about as large as an image of a language runtime.
+func benchTree() *sample {
+	s := newSample(4)
+	for d := range 400 {
+		dir := s.dir(s.tree.Root, fmt.Sprintf("package-%03d", d))
+		sub := s.dir(dir, "lib")
+		for f := range 30 {
+			dir.SetChild(fmt.Sprintf("module_%02d.py", f), s.file(500+(d*37+f*997)%12000, 0o644))
+			sub.SetChild(fmt.Sprintf("data_%02d.bin", f), s.file(100+(d*91+f*577)%5000, 0o644))
+		}
+	}
+	return s
+}
+
+// unpack writes the sample to a directory of the machine's own filesystem.
+func unpack(b *testing.B, s *sample, dir string, n *index.Node) {
+	b.Helper()
+	for name, c := range n.Children() {
+		path := filepath.Join(dir, name)
+		if !c.IsDir() {
+			if err := os.WriteFile(path, s.contents[c], 0o644); err != nil {
+				b.Fatal(err)
+			}
+			continue
+		}
+		if err := os.Mkdir(path, 0o755); err != nil {
+			b.Fatal(err)
+		}
+		unpack(b, s, path, c)
+	}
+}
+
+// BenchmarkFSTree times whole-tree passes and reports microseconds per entry, by
+// engine, against the filesystem of the temporary directory.
+func BenchmarkFSTree(b *testing.B) {
+	s := benchTree()
+	store, _ := s.write(b)
+	disk := b.TempDir()
+	unpack(b, s, disk, s.tree.Root)
+	unix.Sync()
+	dirs := map[string]string{"disk": disk}
+	dirs["fuse"], _ = mountServed(b, store)
+	dirs["kernel"] = mountErofsServed(b, store, len(s.layers), false)
+	dirs["kernel-served"] = mountErofsServed(b, store, len(s.layers), true)
+	var paths, files []string
+	if err := filepath.WalkDir(disk, func(path string, d iofs.DirEntry, err error) error {
+		rel, _ := filepath.Rel(disk, path)
+		paths = append(paths, rel)
+		if d.Type().IsRegular() {
+			files = append(files, rel)
+		}
+		return err
+	}); err != nil {
+		b.Fatal(err)
+	}
+	buf := make([]byte, 64<<10)
+	for _, cold := range []bool{false, true} {
+		for _, engine := range []string{"disk", "fuse", "kernel", "kernel-served"} {
+			dir := dirs[engine]
+			run := func(name string, entries int, pass func()) {
+				state := "warm"
+				if cold {
+					state = "cold"
+				}
+				b.Run(name+"/"+state+"/"+engine, func(b *testing.B) {
+					pass()
+					for b.Loop() {
+						if cold {
+							b.StopTimer()
+							if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
+								b.Fatal(err)
+							}
+							b.StartTimer()
+						}
+						pass()
+					}
+					b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(entries), "us/entry")
+				})
+			}
+			run("lstat", len(paths), func() {
+				var st unix.Stat_t
+				for _, p := range paths {
+					if err := unix.Lstat(dir+"/"+p, &st); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			run("walk", len(paths), func() { walkAll(b, dir, new(atomic.Int64)) })
+			run("read", len(files), func() {
+				for _, p := range files {
+					fd, err := unix.Open(dir+"/"+p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+					if err != nil {
+						b.Fatal(err)
+					}
+					if _, err := unix.Read(fd, buf); err != nil {
+						b.Fatal(err)
+					}
+					_ = unix.Close(fd)
+				}
+			})
+		}
+	}
+}
+
+// mountErofsServed is the kernel engine with a server process of its own.
+func mountErofsServed(b *testing.B, store string, layers int, served bool) string {
+	b.Helper()
+	dir := b.TempDir()
+	k := fs.KernelMount{Meta: filepath.Join(store, "merged.erofs")}
+	for i := range layers {
+		path := ""
+		if !served {
+			path = filepath.Join(store, strconv.Itoa(i))
+		}
+		k.Devices = append(k.Devices, path)
+	}
+	k.Serve = func(dev *os.File) error {
+		startServer(b, store, dev, serverData+"=1")
+		return nil
+	}
+	if err := fs.MountKernel(dir, k); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := fs.Unmount(dir, false); err != nil {
+			b.Error(err)
+		}
+	})
+	return dir
+}

@@ -1,0 +1,282 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	iofs "io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/index"
+	"github.com/laminafs/lamina/overlay"
+)
+
+// The server process of these tests is this test binary, run again as
+// TestFSServerProcess with what to serve in its environment and the session's
+// descriptor as its third.
+const (
+	serverStore    = "LAMINA_TEST_STORE"    // directory of merged.erofs and layers; set: be a server
+	serverTakeover = "LAMINA_TEST_TAKEOVER" // "1": continue a session
+	serverDelay    = "LAMINA_TEST_DELAY"    // of each read of a layer
+	serverGoFuse   = "LAMINA_TEST_GOFUSE"   // mount point: go-fuse's own server, for comparison
+	serverData     = "LAMINA_TEST_DATA"     // "1": serve the layers' data, not the tree
+)
+
+// layerFile is a layer's data file, read as slowly as a network would be.
+type layerFile struct {
+	f     *os.File
+	delay time.Duration
+}
+
+func (l layerFile) ReadAt(ctx context.Context, p []byte, off int64) error {
+	if l.delay > 0 {
+		select {
+		case <-time.After(l.delay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	_, err := l.f.ReadAt(p, off)
+	return err
+}
+
+// TestFSServerProcess is a server when the environment says so, and nothing else.
+func TestFSServerProcess(t *testing.T) {
+	store := os.Getenv(serverStore)
+	if store == "" {
+		return
+	}
+	x, err := index.Open(filepath.Join(store, "merged.erofs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	delay, _ := time.ParseDuration(os.Getenv(serverDelay))
+	var layers []overlay.Data
+	var served []fs.LayerData
+	for i, d := range x.Devices() {
+		f, err := os.Open(filepath.Join(store, strconv.Itoa(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		layers = append(layers, layerFile{f, delay})
+		served = append(served, fs.LayerData{Data: layerFile{f, delay}, Size: d.Size})
+	}
+	raw := fs.NewTree(overlay.New(x, layers), fs.TreeOptions{})
+	if os.Getenv(serverData) != "" {
+		raw = fs.NewData(served, fs.TreeOptions{})
+	}
+	if dir := os.Getenv(serverGoFuse); dir != "" {
+		server, err := fuse.NewServer(raw, dir, &fuse.MountOptions{
+			MaxWrite: 1 << 20, MaxReadAhead: 1 << 20, MaxBackground: 64, EnableSymlinkCaching: true, ExplicitDataCacheControl: true,
+			EnableAcl: true, DirectMount: true, Options: []string{"default_permissions", "ro"}, AllowOther: true,
+			ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT, DisableSplice: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.Serve()
+		return
+	}
+	err = fs.Serve(context.Background(), os.NewFile(3, "session"), raw, fs.SessionOptions{
+		InitFile: filepath.Join(store, "init"), Takeover: os.Getenv(serverTakeover) != "", Trim: x.Release,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// startServer starts a server process; it ends with the test at the latest.
+func startServer(t testing.TB, store string, dev *os.File, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestFSServerProcess$", "-test.timeout=0")
+	cmd.Env = append(append(os.Environ(), serverStore+"="+store), env...)
+	if dev != nil {
+		cmd.ExtraFiles = []*os.File{dev}
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if t.Failed() {
+			t.Logf("server %d: %s", cmd.Process.Pid, out.Bytes())
+		}
+	})
+	return cmd
+}
+
+// mountServed mounts store with the tree served by a process of its own.
+func mountServed(t testing.TB, store string, env ...string) (dir string, server *exec.Cmd) {
+	t.Helper()
+	dir = t.TempDir()
+	dev, err := fs.Mount(dir, fs.MountOptions{Source: "sample"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server = startServer(t, store, dev, env...)
+	_ = dev.Close()
+	t.Cleanup(func() {
+		if err := fs.Unmount(dir, false); err != nil {
+			t.Error(err)
+			_ = fs.Unmount(dir, true)
+		}
+	})
+	return dir, server
+}
+
+// Servers are killed while a file is read through them: the reader gets every
+// byte, and notices nothing.
+func TestFSTakeover(t *testing.T) {
+	s := newSample(1)
+	big := s.file(48<<20, 0o644)
+	s.tree.Root.SetChild("big", big)
+	small := s.dir(s.tree.Root, "small")
+	for i := range 2000 {
+		small.SetChild(strconv.Itoa(i), s.file(3000, 0o644))
+	}
+	store, _ := s.write(t)
+	dir := t.TempDir()
+	dev, err := fs.Mount(dir, fs.MountOptions{Source: "sample"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dev.Close() }()
+	defer func() {
+		if err := fs.Unmount(dir, false); err != nil {
+			t.Error(err)
+			_ = fs.Unmount(dir, true)
+		}
+	}()
+	var readers sync.WaitGroup
+	var finished atomic.Int32
+	server := startServer(t, store, dev, serverDelay+"=20ms")
+	readers.Go(func() {
+		defer finished.Add(1)
+		b, err := os.ReadFile(filepath.Join(dir, "big"))
+		if err != nil || sha256.Sum256(b) != sha256.Sum256(s.contents[big]) {
+			t.Errorf("big: %d bytes of %d, %v", len(b), big.Size, err)
+		}
+	})
+	readers.Go(func() {
+		defer finished.Add(1)
+		n := 0
+		for name, node := range small.Children() {
+			b, err := os.ReadFile(filepath.Join(dir, "small", name))
+			if err != nil || !bytes.Equal(b, s.contents[node]) {
+				t.Errorf("small/%s: %d bytes, %v", name, len(b), err)
+			}
+			if n++; n == 100 {
+				return
+			}
+		}
+	})
+	kills := 0
+	for finished.Load() < 2 && kills < 8 {
+		time.Sleep(120 * time.Millisecond)
+		if err := server.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = server.Wait()
+		kills++
+		server = startServer(t, store, dev, serverDelay+"=20ms", serverTakeover+"=1")
+	}
+	readers.Wait()
+	if kills != 8 {
+		t.Errorf("the reads were over after %d kills", kills)
+	}
+}
+
+// A server that has walked a million files has given the index's pages back.
+func TestFSMemory(t *testing.T) {
+	s := newSample(1)
+	const dirs, files = 1000, 1000
+	tree := s.tree.Root
+	for d := range dirs {
+		sub := s.dir(tree, fmt.Sprintf("directory-%04d", d))
+		for f := range files {
+			sub.SetChild(fmt.Sprintf("some-file-name-%04d.txt", f), &index.Node{Mode: unix.S_IFREG | 0o644, Mtime: int64(f)})
+		}
+	}
+	store, x := s.write(t)
+	dir, server := mountServed(t, store)
+	t.Logf("index of %d inodes: %d MB", x.Inodes(), x.Len()>>20)
+	_ = x.Close()
+	s.tree = nil
+	began := time.Now()
+	var entries, peak atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		walkAll(t, dir, &entries)
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		case <-time.After(50 * time.Millisecond):
+			peak.Store(max(peak.Load(), residentKB(t, server.Process.Pid)))
+		}
+	}
+	took := time.Since(began)
+	time.Sleep(2500 * time.Millisecond)
+	rss := residentKB(t, server.Process.Pid)
+	t.Logf("%d entries in %v, %.1f us each; server %d MB at most, %d MB after", entries.Load(), took,
+		float64(took.Microseconds())/float64(entries.Load()), peak.Load()>>10, rss>>10)
+	if entries.Load() != dirs*(files+1) {
+		t.Errorf("%d entries, want %d", entries.Load(), dirs*(files+1))
+	}
+	if rss > 40<<10 {
+		t.Errorf("server has %d MB resident after the walk, want less than 40", rss>>10)
+	}
+}
+
+func walkAll(t testing.TB, dir string, entries *atomic.Int64) {
+	err := filepath.WalkDir(dir, func(path string, d iofs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		entries.Add(1)
+		var st unix.Stat_t
+		return unix.Lstat(path, &st)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func residentKB(t testing.TB, pid int) int64 {
+	t.Helper()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if v, ok := strings.CutPrefix(lines.Text(), "VmRSS:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(v, "kB")), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kb
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
