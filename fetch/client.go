@@ -16,7 +16,7 @@ import (
 // What a zero Options means.
 const (
 	defaultParallel    = 8
-	defaultRetries     = 6
+	defaultRetries     = 5
 	defaultIdleTimeout = 10 * time.Second
 	defaultSlowReader  = time.Second
 	defaultUserAgent   = "lamina"
@@ -56,7 +56,7 @@ type Options struct {
 
 	// Retries bounds the rounds over all hosts that bring no byte, for a
 	// context without a deadline. With a deadline there is no other bound.
-	// 0 means 6, about 3 s of waiting in all.
+	// 0 means 5, some 4 s of waiting in all.
 	Retries int
 
 	// UserAgent is sent with every request; "" means "lamina".

@@ -232,7 +232,7 @@ func TestDeadline(t *testing.T) {
 			if !errors.Is(err, fetch.ErrUnavailable) || errors.Is(err, io.EOF) {
 				t.Errorf("%v", err)
 			}
-			if d := time.Since(start); d > 2*time.Second {
+			if d := time.Since(start); d > 5*time.Second {
 				t.Errorf("took %v", d)
 			}
 		})
@@ -257,7 +257,7 @@ func TestCancelAtOnce(t *testing.T) {
 			if !errors.Is(err, context.Canceled) || errors.Is(err, fetch.ErrUnavailable) {
 				t.Errorf("%v", err)
 			}
-			if d := time.Since(start); d > time.Second {
+			if d := time.Since(start); d > 3*time.Second {
 				t.Errorf("took %v", d)
 			}
 		})

@@ -135,7 +135,8 @@ func TestMirrors(t *testing.T) {
 		for range 20 {
 			wantRange(t, b, p, 5, 10_000)
 		}
-		if s := c.Stats(); s.Errors != 1 || time.Since(start) > 900*time.Millisecond {
+		// It is left alone for a second.
+		if s := c.Stats(); float64(s.Errors) > 1+time.Since(start).Seconds() {
 			t.Errorf("a mirror that is down was tried %d times in %v", s.Errors, time.Since(start))
 		}
 	})
@@ -149,11 +150,10 @@ func TestMirrors(t *testing.T) {
 		}
 	})
 	t.Run("breaking off", func(t *testing.T) {
-		start := time.Now()
-		_, b := mirrored(t, fetch.Options{}, p, "", broken.URL, origin.URL)
+		c, b := mirrored(t, fetch.Options{}, p, "", broken.URL, origin.URL)
 		wantRange(t, b, p, 5, 10_000)
-		if d := time.Since(start); d > 90*time.Millisecond {
-			t.Logf("going to the next host took %v", d)
+		if s := c.Stats(); s.Bytes != 10_000 || broken.count() != 1 {
+			t.Errorf("%d bytes for 10000, mirror asked %d times", s.Bytes, broken.count())
 		}
 	})
 	t.Run("corrupt", func(t *testing.T) {

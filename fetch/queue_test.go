@@ -3,6 +3,7 @@ package fetch_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/time/rate"
 
 	"github.com/laminafs/lamina/fetch"
@@ -106,7 +109,7 @@ func TestSlowConsumer(t *testing.T) {
 	}
 	start := time.Now()
 	wantRange(t, b, p, 100, 100)
-	if d := time.Since(start); d > 3*time.Second {
+	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("the other waited %v", d)
 	}
 	rest, err := io.ReadAll(s)
@@ -119,18 +122,18 @@ func TestFillRate(t *testing.T) {
 	p := randomBytes(200_000)
 	f := newFake(t, httptest.NewServer)
 	f.put(p)
-	b := f.blob(t, newClient(t, fetch.Options{FillRate: rate.Limit(400_000)}), p)
+	b := f.blob(t, newClient(t, fetch.Options{FillRate: rate.Limit(100_000)}), p)
 	start := time.Now()
 	wantRange(t, b, p, 0, 200_000)
-	if d := time.Since(start); d > 200*time.Millisecond {
+	if d := time.Since(start); d > time.Second {
 		t.Errorf("a Reader was slowed down: %v", d)
 	}
 	start = time.Now()
 	if _, err := readRange(fetch.WithPriority(context.Background(), fetch.Background), b, 0, 200_000); err != nil {
 		t.Fatal(err)
 	}
-	// 200,000 bytes less the burst of 65,536, at 400,000 a second.
-	if d := time.Since(start); d < 300*time.Millisecond || d > 2*time.Second {
+	// 200,000 bytes less the burst of 65,536, at 100,000 a second.
+	if d := time.Since(start); d < 1200*time.Millisecond || d > 10*time.Second {
 		t.Errorf("took %v", d)
 	}
 }
@@ -164,10 +167,76 @@ func TestLink(t *testing.T) {
 	}
 	wantRange(t, b, p, 0, int64(len(p)))
 	rtt, bps := c.Link()
-	if rtt < 29*time.Millisecond || rtt > 60*time.Millisecond {
+	if rtt < 29*time.Millisecond || rtt > 500*time.Millisecond {
 		t.Errorf("round trip %v", rtt)
 	}
-	if bps < 1e6 || bps > 5e6 {
+	if bps < 1e5 || bps > 5e6 {
 		t.Errorf("bandwidth %.0f", bps)
+	}
+}
+
+// TestConnections wants connections kept: one for readers in turn, besides the
+// one that found out that this loopback server does not speak TLS.
+func TestConnections(t *testing.T) {
+	p := randomBytes(100_000)
+	var opened atomic.Int64
+	f := newFake(t, func(h http.Handler) *httptest.Server {
+		s := httptest.NewUnstartedServer(h)
+		s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				opened.Add(1)
+			}
+		}
+		s.Start()
+		return s
+	})
+	f.put(p, "v1")
+	c := newClient(t, fetch.Options{})
+	b := f.blob(t, c, p)
+	for range 50 {
+		wantRange(t, b, p, 10, 50_000)
+	}
+	if n := opened.Load(); n != 2 {
+		t.Errorf("%d connections", n)
+	}
+	const parallel = 8
+	for range 20 {
+		var wg sync.WaitGroup
+		for range parallel {
+			wg.Go(func() { wantRange(t, b, p, 10, 50_000) })
+		}
+		wg.Wait()
+	}
+	if n := opened.Load(); n > 2+2*parallel {
+		t.Errorf("%d connections for %d at a time", n, parallel)
+	}
+}
+
+// BenchmarkRange is the cost of one small range, client and server.
+func BenchmarkRange(b *testing.B) {
+	p := randomBytes(1 << 20)
+	f := &fake{objects: make(map[string][]byte)}
+	f.Server = httptest.NewServer(f)
+	defer f.Close()
+	dgst := f.put(p)
+	ref, err := reference.ParseNormalizedNamed(f.host() + "/" + repo)
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := fetch.New(fetch.Options{HostsDirs: []string{}, Keychain: noKeys})
+	defer c.Close()
+	blob := c.Blob(ref, ocispec.Descriptor{Digest: dgst, Size: int64(len(p))})
+	buf := make([]byte, 64<<10)
+	b.ReportAllocs()
+	b.SetBytes(int64(len(buf)))
+	for b.Loop() {
+		s, err := blob.ReadRange(context.Background(), 1000, int64(len(buf)))
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(s, buf); err != nil {
+			b.Fatal(err)
+		}
+		_ = s.Close()
 	}
 }
