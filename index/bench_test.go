@@ -9,8 +9,9 @@ import (
 	"github.com/laminafs/lamina/index"
 )
 
-// bigTree makes a tree like an image's: 20 files to a directory, directories
-// nested, 64 distinct mtimes. Every file of it differs by seed.
+// bigTree makes a tree like an image's: 20 files and 8 subdirectories to a
+// directory. Trees of different seeds have most directories in common, and a
+// third of the names.
 func bigTree(entries, seed int) *index.Tree {
 	t := &index.Tree{Root: dir(), Devices: []index.Device{{Tag: fmt.Sprint(seed)}}}
 	dirs := []*index.Node{t.Root}
@@ -18,7 +19,7 @@ func bigTree(entries, seed int) *index.Tree {
 		at := dirs[i/21]
 		if i%21 == 20 || i < 20 {
 			d := dir()
-			at.SetChild(fmt.Sprintf("dir%05d", i), d)
+			dirs[len(dirs)/8].SetChild(fmt.Sprintf("dir%05d", i), d)
 			dirs = append(dirs, d)
 			continue
 		}
