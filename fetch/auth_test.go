@@ -286,7 +286,7 @@ func TestKeychain(t *testing.T) {
 	t.Setenv("HOME", home)
 	t.Setenv("XDG_CONFIG_HOME", "")
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Join(home, "run"))
-	t.Setenv("DOCKER_CONFIG", "")
+	t.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker")) // docker's package looks for its folder once per process
 	t.Setenv("REGISTRY_AUTH_FILE", filepath.Join(home, "auth.json"))
 	writeFile(t, filepath.Join(home, "auth.json"), file("explicit.example", "explicit"))
 	writeFile(t, filepath.Join(home, ".docker/config.json"), file("explicit.example", "docker", "docker.example:5000", "docker"))
