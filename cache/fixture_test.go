@@ -30,6 +30,7 @@ type blob struct {
 	rtt  time.Duration
 	bps  float64 // 0: no bound
 	link sync.Mutex
+	free time.Time // when the link is; guarded by link
 
 	mu       sync.Mutex
 	reads    [][2]int64 // offset and length
@@ -78,7 +79,7 @@ func (b *blob) requests() int {
 }
 
 func pause(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
+	if d < time.Millisecond { // timers are not that exact
 		return ctx.Err()
 	}
 	select {
@@ -109,10 +110,15 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	n := copy(p[:min(len(p), 16<<10)], s.p)
 	if s.blob.bps > 0 {
+		// The link is free again when all before us, and we, are through.
 		s.blob.link.Lock()
-		err := pause(s.ctx, time.Duration(float64(n)/s.blob.bps*1e9))
+		if now := time.Now(); s.blob.free.Before(now) {
+			s.blob.free = now
+		}
+		s.blob.free = s.blob.free.Add(time.Duration(float64(n) / s.blob.bps * 1e9))
+		free := s.blob.free
 		s.blob.link.Unlock()
-		if err != nil {
+		if err := pause(s.ctx, time.Until(free)); err != nil {
 			return 0, err
 		}
 	}

@@ -71,7 +71,7 @@ func (l *Layer) request(i, j int, keep bool, kept map[int][]byte) ([]*flight, er
 		return nil, nil
 	}
 	spans := l.group(missing)
-	advice := l.ahead.note(i, j, size, true)
+	advice := l.ahead.note(i, j, size, true, l.store.budget.room())
 	bets := l.plan(advice, i, &spans)
 	for n, s := range spans {
 		r := l.newRun(s[0], s[1], fetch.Reader)
@@ -152,7 +152,13 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 			continue
 		}
 		size := l.table.Chunk(k).BlobLen
-		if size > left || l.blobAt(k)+size > a.until+a.slop {
+		if size > left {
+			if len(*spans) == 0 && l.blobAt(k)-l.blobAt(a.ahead) < a.piece {
+				return nil // wait until it is worth a request
+			}
+			break
+		}
+		if l.blobAt(k)+size > a.until+a.slop {
 			break
 		}
 		left -= size
@@ -234,7 +240,7 @@ func (l *Layer) readMarked(i, j int) (size int64) {
 
 // readOn fetches what follows chunks [i, j), which a read found fetched ahead.
 func (l *Layer) readOn(i, j int, size int64) {
-	a := l.ahead.note(i, j, size, false)
+	a := l.ahead.note(i, j, size, false, l.store.budget.room())
 	if a.until == 0 {
 		return
 	}

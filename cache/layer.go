@@ -136,8 +136,8 @@ func (l *Layer) readTar(p []byte, off int64) error {
 // use of those that are.
 func (l *Layer) usable(off, end int64) bool {
 	now := l.store.now()
-	i, first, ahead := l.first(off), -1, false
-	first = i
+	first, ahead := l.first(off), false
+	i := first
 	for ; i < l.table.Len(); i++ {
 		c := l.table.Chunk(i)
 		if c.Off >= end {

@@ -18,7 +18,7 @@ import (
 const (
 	// startAllowance is the speculation, in compressed bytes, that is allowed
 	// before anything was read.
-	startAllowance = 768 << 10
+	startAllowance = 512 << 10
 	// minWindow and maxWindow bound how far ahead of its reader a stream is
 	// fetched, in compressed bytes.
 	minWindow = 128 << 10
@@ -64,13 +64,12 @@ func (b *budget) use(n, taken int64) {
 // stream is one reader's way through a layer. Chunk numbers stand for
 // positions; distances are measured in the blob.
 type stream struct {
-	pos    int // the chunk after the last that was read
-	ahead  int // the chunk after the last that was asked for, at least pos
-	window int64
-	began  int64 // blob offset at which the present stretch began
-	read   int64 // compressed bytes read in it
-	reads  int   // number of reads in it
-	stamp  uint64
+	pos   int   // the chunk after the last that was read
+	ahead int   // the chunk after the last that was asked for, at least pos
+	began int64 // blob offset at which the present stretch began
+	read  int64 // compressed bytes read in it
+	reads int   // number of reads in it
+	stamp uint64
 }
 
 // readAhead decides what one layer fetches before it is asked for.
@@ -102,8 +101,8 @@ type advice struct {
 
 // note is told of a read of chunks [i, j), of which size compressed bytes were
 // read for the first time, and says what to fetch next. missed: the reader has
-// to wait for some of them.
-func (r *readAhead) note(i, j int, size int64, missed bool) advice {
+// to wait for some of them. room is what the budget has left.
+func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	trip := r.roundTrip()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -111,7 +110,7 @@ func (r *readAhead) note(i, j int, size int64, missed bool) advice {
 	s := r.find(i)
 	if s == nil {
 		s = r.oldest()
-		*s = stream{pos: j, ahead: j, window: trip, began: r.at(i)}
+		*s = stream{pos: j, ahead: j, began: r.at(i)}
 	}
 	s.stamp = r.clock
 	s.pos = max(s.pos, j)
@@ -120,26 +119,28 @@ func (r *readAhead) note(i, j int, size int64, missed bool) advice {
 	s.reads++
 	here := r.at(s.pos)
 	passed := here - s.began
-	dense := 2*s.read >= passed && passed >= minWindow && s.reads >= 3
-	switch {
-	case passed > maxWindow:
-		// Judge by the recent past.
+	window := int64(0)
+	if 2*s.read >= passed && s.reads >= 3 {
+		// What was passed is the best guess of what is still to come.
+		if window = passed / 2; passed >= 4*trip || room >= 16*trip {
+			window = passed
+		}
+	}
+	if missed {
+		if window = max(window, trip); room >= 16*trip {
+			window = max(window, 2*trip) // most of what was fetched so far was read
+		}
+	}
+	window = min(window, maxWindow)
+	if passed > maxWindow { // judge by the recent past
 		s.began += passed / 2
 		s.read /= 2
-	case !dense && passed > 4*trip:
-		s.window = trip
 	}
-	if !dense && !missed {
-		return advice{}
-	}
-	if r.at(s.ahead)-here > s.window/2 {
+	gain := here + window - r.at(s.ahead)
+	if gain <= 0 || !missed && gain < window/4 {
 		return advice{} // far enough ahead
 	}
-	if dense {
-		s.window = min(2*s.window, maxWindow)
-	}
-	a := advice{ahead: s.ahead, until: here + s.window, slop: s.window / 2, piece: max(trip, s.window/8)}
-	return a
+	return advice{ahead: s.ahead, until: here + window, slop: window / 2, piece: max(trip, window/8)}
 }
 
 // asked is told that what follows a was asked for, up to chunk j.
