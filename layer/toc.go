@@ -76,6 +76,7 @@ func loadTOC(ctx context.Context, src Source) (*Scanned, error) {
 	l := &tocLoader{
 		tree: newBuilder(), table: newTable(f, src.Desc.Digest, src.Blob.Size()),
 		end: t.end, landmarks: note.dialect != dialectContainers,
+		last: -1,
 	}
 	l.tree.keepLate = true
 	if err := parseTOC(t.json, l.entry); err != nil {
@@ -116,11 +117,11 @@ type tocLoader struct {
 	prefetch  []Range
 	n         int // entries seen
 
-	next   int64 // data offset of the next file
-	file   openFile
-	group  int   // first chunk whose end in the blob is not known
-	last   int64 // blob offset of the last member
-	inner  int64 // end of the last chunk in it
+	next  int64 // data offset of the next file
+	file  openFile
+	group int   // first chunk whose end in the blob is not known
+	last  int64 // blob offset of the last member
+	inner int64 // end of the last chunk in it
 }
 
 // openFile is the regular file whose chunks are being read.
@@ -279,7 +280,7 @@ func (l *tocLoader) chunk(e *tocEntry) error {
 // place adds a chunk with data in the blob. Chunks must be in the order of the
 // blob, so that neighbours can be fetched together.
 func (l *tocLoader) place(e *tocEntry, c Chunk) error {
-	if e.offset <= 0 || e.offset >= l.end || e.inner < 0 || e.inner > maxInner {
+	if e.offset < 0 || e.offset >= l.end || e.inner < 0 || e.inner > maxInner || e.offset == 0 && e.inner == 0 {
 		return fmt.Errorf("chunk at %d, %d within, of %d", e.offset, e.inner, l.end)
 	}
 	switch {
