@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/index"
 )
 
 // ErrNoKernelEngine is the root of KernelSupport's errors.
@@ -79,6 +81,9 @@ func MountErofs(dir, meta string, devices []string, o ErofsOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := checkDevices(meta, devices); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", meta, dir, err)
+	}
 	c, err := openFilesystem(erofsType)
 	if err != nil {
 		return fmt.Errorf("mount %s on %s: %w", meta, dir, err)
@@ -95,6 +100,24 @@ func MountErofs(dir, meta string, devices []string, o ErofsOptions) error {
 	}
 	defer func() { _ = unix.Close(mount) }()
 	return attach(mount, dir)
+}
+
+// checkDevices finds what the kernel would only call an invalid argument.
+func checkDevices(meta string, devices []string) error {
+	x, err := index.Open(meta)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = x.Close() }()
+	if n := len(x.Devices()); n != len(devices) {
+		return fmt.Errorf("index of %d layers with data of %d: %w", n, len(devices), unix.EINVAL)
+	}
+	for i, d := range devices {
+		if _, err := os.Stat(d); err != nil {
+			return fmt.Errorf("data of layer %d: %w", i, err)
+		}
+	}
+	return nil
 }
 
 // CloneMount makes the filesystem mounted on from appear on to as well: the same

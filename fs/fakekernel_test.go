@@ -27,11 +27,9 @@ const (
 	opRead        = 15
 	opInit        = 26
 	opInterrupt   = 36
-	opNotifyReply = 41
 	opReaddirplus = 44
 
-	notifyRetrieve = 5
-	notifyResend   = 7
+	notifyResend = 7
 
 	resent = 1 << 63
 )
@@ -111,17 +109,15 @@ func (k *fakeKernel) dispatch(r reply) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
-	case r.unique == 0 && r.errno == notifyRetrieve:
-		k.unique += 2
-		k.write(message(opNotifyReply, k.unique, 1, 0, make([]byte, 40)))
 	case r.unique == 0 && r.errno == notifyResend:
 		k.resends++
+		again := map[uint64][]byte{}
 		for u, m := range k.sent {
-			delete(k.sent, u)
 			native.PutUint64(m[8:], u|resent)
-			k.sent[u|resent] = m
+			again[u|resent] = m
 			k.write(m)
 		}
+		k.sent = again
 	case k.sent[r.unique] == nil:
 		k.stray = append(k.stray, r)
 	default:

@@ -61,7 +61,7 @@ const (
 
 // session is one server's part in the life of a FUSE connection.
 type session struct {
-	fd    int
+	fd    int // our own duplicate; open until the last worker has ended
 	ps    *fuse.ProtocolServer
 	raw   fuse.RawFileSystem
 	o     SessionOptions
@@ -69,6 +69,7 @@ type session struct {
 	spare int32 // workers beyond this many waiting ones go away
 
 	waiting  atomic.Int32 // goroutines in read(2), or on their way to it
+	active   atomic.Int32 // goroutines with a request in hand
 	handled  atomic.Uint64
 	stopping atomic.Bool // set: answer nothing more but INIT
 	inited   bool        // INIT answered or replayed; before workers start
@@ -88,21 +89,36 @@ type session struct {
 // raw.OnUnmount is called once as soon as the session ends, while handlers may
 // still run, so that they can give up; Serve returns after the last of them.
 // raw cannot be used again. dev is not closed.
+//
+// After a cancellation, up to GOMAXPROCS goroutines may stay in read(2), which
+// nothing but a request ends. Each gives the one it gets back to the kernel and
+// ends; until then the session counts as open. A process that exits need not care.
 func Serve(ctx context.Context, dev *os.File, raw fuse.RawFileSystem, o SessionOptions) error {
 	s := newSession(raw, o)
+	err := s.open(dev)
+	if err == nil {
+		err = s.serve(ctx)
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("serve %s: %w", dev.Name(), err)
+	}
+	return err
+}
+
+// open duplicates dev, so that its owner may close it at any time and no number
+// is read from after it has come to mean another file.
+func (s *session) open(dev *os.File) error {
 	conn, err := dev.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("serve %s: %w", dev.Name(), err)
+		return err
 	}
-	var serveErr error
-	// Control keeps dev from being closed under the loop.
-	if err := conn.Control(func(fd uintptr) { serveErr = s.serve(ctx, int(fd)) }); err != nil {
-		return fmt.Errorf("serve %s: %w", dev.Name(), err)
+	var duplicate error
+	if err := conn.Control(func(fd uintptr) {
+		s.fd, duplicate = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return err
 	}
-	if serveErr != nil && !errors.Is(serveErr, context.Canceled) {
-		return fmt.Errorf("serve %s: %w", dev.Name(), serveErr)
-	}
-	return serveErr
+	return duplicate
 }
 
 func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
@@ -135,26 +151,32 @@ func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
 	return s
 }
 
-func (s *session) serve(ctx context.Context, fd int) error {
-	s.fd = fd
-	if err := unix.SetNonblock(fd, false); err != nil {
-		return fmt.Errorf("make descriptor blocking: %w", err)
+func (s *session) serve(ctx context.Context) error {
+	if err := unix.SetNonblock(s.fd, false); err != nil {
+		return errors.Join(fmt.Errorf("make descriptor blocking: %w", err), unix.Close(s.fd))
 	}
 	if err := s.start(); err != nil {
 		s.end(err)
-		return s.result()
+		return errors.Join(s.result(), unix.Close(s.fd))
 	}
 	s.waiting.Store(s.spare)
 	for range s.spare {
 		s.workers.Add(1)
 		go s.work()
 	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.workers.Wait()
+		_ = unix.Close(s.fd) // a device: nothing is written back at close
+	}()
 	var aux sync.WaitGroup
 	aux.Go(func() { s.stopWhenDone(ctx) })
 	aux.Go(s.trimWhileBusy)
-	<-s.ended
-	s.workers.Wait()
 	aux.Wait()
+	if !s.stopping.Load() {
+		<-closed
+	}
 	return s.result()
 }
 
@@ -245,14 +267,8 @@ func (s *session) stopWhenDone(ctx context.Context) {
 	}
 	s.stopping.Store(true)
 	s.end(ctx.Err())
-	// A blocked read(2) cannot be called back, but every reader takes one
-	// request: give each of them one.
-	for s.waiting.Load() > 0 {
-		for range s.waiting.Load() {
-			if err := s.wakeReader(); err != nil {
-				return // the connection is gone, and readers learn it too
-			}
-		}
+	// Whoever becomes active from now on sees stopping, and handles nothing.
+	for s.active.Load() > 0 {
 		time.Sleep(time.Millisecond)
 	}
 }

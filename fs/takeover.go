@@ -10,11 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Codes of messages the server starts itself; they carry unique 0.
-const (
-	notifyRetrieve = 5
-	notifyResend   = 7
-)
+// notifyResend is a message of the server's own: send again what is unanswered.
+const notifyResend = 7
 
 // Offsets in fuse_init_out, after the reply header.
 const (
@@ -74,10 +71,7 @@ func (s *session) takeOver() error {
 		}
 		s.inited = true
 	}
-	var msg [outHeaderSize]byte
-	binary.NativeEndian.PutUint32(msg[0:], outHeaderSize)
-	binary.NativeEndian.PutUint32(msg[4:], notifyResend)
-	switch _, err := unix.Write(s.fd, msg[:]); err {
+	switch err := s.resend(); err {
 	case nil:
 		return nil
 	case unix.EINVAL:
@@ -90,15 +84,22 @@ func (s *session) takeOver() error {
 	}
 }
 
-// wakeReader makes the kernel queue one request that needs no reply: it is asked
-// to send back zero bytes of the root directory's page cache.
-func (s *session) wakeReader() error {
-	var msg [outHeaderSize + 32]byte
-	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
-	binary.NativeEndian.PutUint32(msg[4:], notifyRetrieve)
-	binary.NativeEndian.PutUint64(msg[outHeaderSize+8:], rootID)
+// resend has the kernel queue every unanswered request again. Those that somebody
+// is working on are then answered twice, and the kernel ignores one answer.
+func (s *session) resend() error {
+	var msg [outHeaderSize]byte
+	binary.NativeEndian.PutUint32(msg[0:], outHeaderSize)
+	binary.NativeEndian.PutUint32(msg[4:], notifyResend)
 	_, err := unix.Write(s.fd, msg[:])
 	return err
+}
+
+// handBack is for the request that a stopped server's last read took: the next
+// server, which may be at work already, would never see it.
+func (s *session) handBack() {
+	if err := s.resend(); err != nil {
+		s.log.Debug("request taken by a stopped server is lost", "err", err)
+	}
 }
 
 // widenInit corrects go-fuse's answer to INIT. Its one knob ties the sizes of

@@ -20,7 +20,6 @@ const (
 	opReaddir     = 28
 	opInterrupt   = 36
 	opIoctl       = 39
-	opNotifyReply = 41
 	opBatchForget = 42
 	opReaddirplus = 44
 
@@ -64,7 +63,10 @@ func (s *session) work() {
 			s.end(err)
 			return
 		}
+		s.active.Add(1)
 		if s.stopping.Load() {
+			s.handBack()
+			s.active.Add(-1)
 			return
 		}
 		if left == 0 {
@@ -73,6 +75,7 @@ func (s *session) work() {
 			go s.work()
 		}
 		w.answer(w.in[:n])
+		s.active.Add(-1)
 		if s.waiting.Add(1) > s.spare || s.stopping.Load() {
 			s.waiting.Add(-1)
 			return
@@ -86,10 +89,7 @@ func (w *worker) answer(in []byte) {
 	op := binary.NativeEndian.Uint32(in[offOpcode:])
 	s.handled.Add(1)
 	s.o.Stats.count(op)
-	switch op {
-	case opNotifyReply:
-		return // woken by wakeReader
-	case opInit:
+	if op == opInit {
 		s.keepInit(in)
 	}
 	out := w.out

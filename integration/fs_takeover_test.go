@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,6 +35,8 @@ const (
 	serverDelay    = "LAMINA_TEST_DELAY"    // of each read of a layer
 	serverGoFuse   = "LAMINA_TEST_GOFUSE"   // mount point: go-fuse's own server, for comparison
 	serverData     = "LAMINA_TEST_DATA"     // "1": serve the layers' data, not the tree
+	serverMount    = "LAMINA_TEST_MOUNT"    // mount here first
+	serverUnmount  = "LAMINA_TEST_UNMOUNT"  // unmount this and end
 )
 
 // layerFile is a layer's data file, read as slowly as a network would be.
@@ -58,6 +61,12 @@ func (l layerFile) ReadAt(ctx context.Context, p []byte, off int64) error {
 func TestFSServerProcess(t *testing.T) {
 	store := os.Getenv(serverStore)
 	if store == "" {
+		return
+	}
+	if dir := os.Getenv(serverUnmount); dir != "" {
+		if err := fs.Unmount(dir, false); err != nil {
+			t.Fatal(err)
+		}
 		return
 	}
 	x, err := index.Open(filepath.Join(store, "merged.erofs"))
@@ -91,12 +100,106 @@ func TestFSServerProcess(t *testing.T) {
 		server.Serve()
 		return
 	}
-	err = fs.Serve(context.Background(), os.NewFile(3, "session"), raw, fs.SessionOptions{
+	dev := os.NewFile(3, "session")
+	if dir := os.Getenv(serverMount); dir != "" {
+		if dev, err = fs.Mount(dir, fs.MountOptions{Source: "a,b\\c d"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = fs.Serve(context.Background(), dev, raw, fs.SessionOptions{
 		InitFile: filepath.Join(store, "init"), Takeover: os.Getenv(serverTakeover) != "", Trim: x.Release,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A user without privileges mounts, reads and unmounts through fusermount3.
+func TestFSRootless(t *testing.T) {
+	const nobody = 65534
+	// As udev leaves it everywhere; a bare virtual machine may not have udev.
+	st, err := os.Stat("/dev/fuse")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod("/dev/fuse", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.Chmod("/dev/fuse", st.Mode().Perm()) }()
+	s := newSample(2)
+	s.oddities()
+	store, _ := s.write(t)
+	// What the user must reach: the test binary, the store and a mount point.
+	home := filepath.Dir(store)
+	mnt, exe := filepath.Join(home, "mnt"), filepath.Join(home, "server")
+	b, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(exe, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{os.Chmod(home, 0o755), os.Chmod(store, 0o755), chownAll(store, nobody), os.Chown(mnt, nobody, nobody)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	as := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(name, args...)
+		cmd.Dir = home
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		return cmd
+	}
+	server := as(exe, "-test.run=^TestFSServerProcess$")
+	server.Env = append(os.Environ(), serverStore+"="+store, serverMount+"="+mnt, "TMPDIR="+store)
+	var said bytes.Buffer
+	server.Stdout, server.Stderr = &said, &said
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = server.Process.Kill()
+		_ = unix.Unmount(mnt, unix.MNT_DETACH)
+	}()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if out, err := as("ls", mnt).CombinedOutput(); err == nil && bytes.Contains(out, []byte("name2")) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("no mount: %s", said.Bytes())
+		}
+	}
+	if out, err := as("cat", mnt+"/name2").Output(); err != nil || !bytes.Equal(out, s.contents[s.tree.Root.Child("name2")]) {
+		t.Errorf("read by the user: %d bytes, %v", len(out), err)
+	}
+	mounts, err := fs.OurMounts(store)
+	if err != nil || len(mounts) == 0 {
+		t.Fatalf("mounts: %v, %v", mounts, err)
+	}
+	m := mounts[len(mounts)-1]
+	if m.MountPoint != mnt || m.Source != "a,b\\c d" || !strings.Contains(m.Options, "nosuid") || !strings.Contains(m.Options, "nodev") {
+		t.Errorf("mount of the user: %+v", m)
+	}
+	end := as(exe, "-test.run=^TestFSServerProcess$")
+	end.Env = append(os.Environ(), serverStore+"="+store, serverUnmount+"="+mnt)
+	if out, err := end.CombinedOutput(); err != nil {
+		t.Errorf("unmount by the user: %v: %s", err, out)
+	}
+	if err := server.Wait(); err != nil {
+		t.Errorf("server after unmount: %v: %s", err, said.Bytes())
+	}
+}
+
+func chownAll(dir string, id int) error {
+	return filepath.WalkDir(dir, func(path string, _ iofs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, id, id)
+	})
 }
 
 // startServer starts a server process; it ends with the test at the latest.
