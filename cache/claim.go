@@ -138,9 +138,10 @@ func (l *Layer) recheck(k int, c layer.Chunk) bool {
 	return false
 }
 
-// inBlob tells whether chunk k is to be had from the blob. The others are zeros,
-// or copies of other data.
-func (l *Layer) inBlob(k int) bool { return l.table.Chunk(k).Kind == layer.Data }
+// inRun tells whether chunk k can be part of a run: it comes from the blob, or
+// is zeros, which cost nothing and must not part what is on both sides of them.
+// A copy of other data asks for chunks itself.
+func (l *Layer) inRun(k int) bool { return l.table.Chunk(k).Kind != layer.Copied }
 
 // compose makes chunk k, which is not in the blob. What it is a copy of may have
 // to be fetched.

@@ -25,6 +25,13 @@ import (
 // two looks at it. Eviction begins one step below the limit, and ends three.
 const evictStep = 32
 
+// An eviction that had to leave out layers that were locked for a moment comes
+// back to them: after evictPause, evictTurns times in all.
+const (
+	evictTurns = 5
+	evictPause = time.Second
+)
+
 // added is told that n bytes of data were added.
 func (s *Store) added(n int64) {
 	if s.opts.Limit > 0 && s.grown.Add(n) >= s.opts.Limit/evictStep {
@@ -49,8 +56,14 @@ func (s *Store) startEvict(full bool) {
 	go func() {
 		defer s.wg.Done()
 		defer s.evicting.Store(false)
-		if err := s.evict(full); err != nil && !errors.Is(err, errLocked) {
-			s.log.Error("cannot evict layer data", "error", err)
+		for range evictTurns {
+			left, err := s.evict(full)
+			if err != nil && !errors.Is(err, errLocked) {
+				s.log.Error("cannot evict layer data", "error", err)
+			}
+			if !left || sleep(s.ctx, evictPause) != nil {
+				return
+			}
 		}
 	}()
 }
@@ -66,16 +79,17 @@ type candidate struct {
 	locks  []*flock
 }
 
-// evict brings the data on the disk below the limit, if it is not.
-func (s *Store) evict(full bool) error {
+// evict brings the data on the disk below the limit, if it is not. left reports
+// that it could not, because of locks that are held for a moment only.
+func (s *Store) evict(full bool) (left bool, err error) {
 	lock, err := tryFlock(s.lockPath("evict", "all"), false)
 	if err != nil {
-		return err // another process is at it
+		return false, err // another process is at it
 	}
 	defer lock.unlock()
 	sum, keys, err := s.usage()
 	if err != nil {
-		return err
+		return false, err
 	}
 	limit := s.opts.Limit
 	if full && (limit == 0 || limit > sum) {
@@ -83,12 +97,12 @@ func (s *Store) evict(full bool) error {
 	}
 	step := limit / evictStep
 	if limit == 0 || sum <= limit-step {
-		return nil
+		return false, nil
 	}
 	held := map[string]bool{}
 	if s.opts.Held != nil {
 		if held, err = s.opts.Held(); err != nil {
-			return fmt.Errorf("list held layers: %w", err)
+			return false, fmt.Errorf("list held layers: %w", err)
 		}
 	}
 	var all []*candidate
@@ -105,15 +119,17 @@ func (s *Store) evict(full bool) error {
 			sum -= n
 			continue
 		}
-		c, err := s.candidate(key)
+		c, busy, err := s.candidate(key)
 		if err != nil {
-			return err
+			return false, err
 		}
+		left = left || busy
 		if c != nil {
 			all = append(all, c)
 		}
 	}
-	return evictOldest(all, sum-(limit-3*step))
+	still, err := evictOldest(all, sum-(limit-3*step))
+	return left && still > 0, err
 }
 
 // usage returns the bytes of data on the disk, in sum and by layer.
@@ -170,8 +186,8 @@ func (s *Store) sweep(key string) (n int64, ok bool) {
 }
 
 // candidate opens the layer called key for eviction, or returns nil when that
-// is in use in a way that forbids it.
-func (s *Store) candidate(key string) (c *candidate, err error) {
+// is in use in a way that forbids it; busy: for a moment.
+func (s *Store) candidate(key string) (c *candidate, busy bool, err error) {
 	c = &candidate{key: key}
 	defer func() {
 		if c != nil && (err != nil || c.bm == nil || c.data == nil) {
@@ -182,30 +198,30 @@ func (s *Store) candidate(key string) (c *candidate, err error) {
 	for _, kind := range []string{"layer", "hold"} {
 		lock, err := tryFlock(s.lockPath(kind, key), false)
 		if errors.Is(err, errLocked) {
-			return c, nil
+			return c, kind == "layer", nil
 		}
 		if err != nil {
-			return c, err
+			return c, false, err
 		}
 		c.locks = append(c.locks, lock)
 	}
 	if !exists(s.layerPath(key, "data")) || !exists(s.layerPath(key, "bitmap")) {
-		return c, nil // in place, or gone
+		return c, false, nil // in place, or gone
 	}
 	if c.table, err = layer.OpenTable(s.layerPath(key, "chunks")); err != nil {
-		return c, nil // damaged: whoever opens it makes it anew
+		return c, false, nil // damaged: whoever opens it makes it anew
 	}
 	if c.bm, err = openBitmap(s.layerPath(key, "bitmap"), shapeOf(c.table), s.opts.boot, true); err != nil {
-		return c, err
+		return c, false, err
 	}
 	if c.bm.whole() {
 		c.whole = c.bm.lastUseAll()
 	}
 	c.blocks = blocks(s.layerPath(key, "data"))
 	if c.data, err = os.OpenFile(s.layerPath(key, "data"), os.O_RDWR, 0); err != nil {
-		return c, fmt.Errorf("evict: %w", err)
+		return c, false, fmt.Errorf("evict: %w", err)
 	}
-	return c, nil
+	return c, false, nil
 }
 
 func (c *candidate) close() {
@@ -227,9 +243,9 @@ func (c *candidate) close() {
 func (c *candidate) lastUse(i int) uint32 { return max(c.bm.lastUse(i), c.whole) }
 
 // evictOldest frees at least want bytes, of the chunks that were used longest
-// ago. Two passes, one that counts bytes by time and one that evicts up to the
+// ago, and returns how many it could not. Two passes, one that counts bytes by time and one that evicts up to the
 // time found, need no list of all chunks.
-func evictOldest(all []*candidate, want int64) error {
+func evictOldest(all []*candidate, want int64) (int64, error) {
 	for want > 0 { // a pass may free less than it counted: blocks are shared, marks doubtful
 		byTime := make(map[uint32]int64)
 		for _, c := range all {
@@ -241,7 +257,7 @@ func evictOldest(all []*candidate, want int64) error {
 		}
 		until, ok := oldest(byTime, want)
 		if !ok {
-			return nil
+			return want, nil
 		}
 		var freed, dropped int64
 		for _, strict := range []bool{true, false} { // what is older than until goes first
@@ -251,17 +267,17 @@ func evictOldest(all []*candidate, want int64) error {
 				}
 				n, m, err := c.evict(until, strict, want-freed)
 				if err != nil {
-					return fmt.Errorf("evict layer %s: %w", c.key, err)
+					return want, fmt.Errorf("evict layer %s: %w", c.key, err)
 				}
 				freed, dropped = freed+n, dropped+m
 			}
 		}
 		want -= freed
 		if dropped == 0 {
-			return nil
+			break
 		}
 	}
-	return nil
+	return want, nil
 }
 
 // oldest returns the time up to which chunks must go to free want bytes.

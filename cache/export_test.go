@@ -32,8 +32,14 @@ func WithData(o Options, wrap func(DataFile) DataFile) Options {
 	return o
 }
 
-// Evict runs an eviction and waits for it.
-func (s *Store) Evict() error { return s.evict(false) }
+// Evict runs an eviction and waits for it. ErrLocked: it could not do all.
+func (s *Store) Evict() error {
+	left, err := s.evict(false)
+	if left && err == nil {
+		err = errLocked
+	}
+	return err
+}
 
 // Settle makes l complete if it is whole, without waiting.
 func (l *Layer) Settle() error { return l.finalize(l.ctx) }

@@ -141,7 +141,7 @@ func (l *Layer) nextRun(i, j int, prio fetch.Priority, room int64) (r *run, next
 	for ; k < j; k++ {
 		c := l.table.Chunk(k)
 		flying, has := l.flights[k] != nil, l.bm.has(k, &c.Digest)
-		if first >= 0 && (flying || has || !l.inBlob(k) || l.blobAt(k)-l.blobAt(first) >= fillPiece) {
+		if first >= 0 && (flying || has || !l.inRun(k) || l.blobAt(k)-l.blobAt(first) >= fillPiece) {
 			break
 		}
 		if first >= 0 && size+c.Len > room {
@@ -152,7 +152,7 @@ func (l *Layer) nextRun(i, j int, prio fetch.Priority, room int64) (r *run, next
 			if first = k; c.Len > room {
 				return nil, k, skipped, ErrFull
 			}
-			if !l.inBlob(k) {
+			if !l.inRun(k) {
 				size = c.Len
 				k++
 				break

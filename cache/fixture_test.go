@@ -144,16 +144,12 @@ type file struct {
 
 // files makes n files of about size bytes, half of which compress.
 func files(seed uint64, n, size int) []file {
-	rnd := rand.New(rand.NewPCG(seed, 1))
+	src := rand.NewChaCha8([32]byte{byte(seed)})
+	rnd := rand.New(src)
 	var list []file
 	for i := range n {
-		p := make([]byte, size/2+rnd.IntN(size))
-		for k := 0; k < len(p)/2; k++ {
-			p[k] = byte(rnd.Uint32())
-		}
-		for k := len(p) / 2; k < len(p); k++ {
-			p[k] = byte(i)
-		}
+		p := bytes.Repeat([]byte{byte(i)}, size/2+rnd.IntN(size))
+		_, _ = src.Read(p[:len(p)/2])
 		list = append(list, file{fmt.Sprintf("dir%03d/file%04d", i/50, i), p})
 	}
 	return list
@@ -189,7 +185,10 @@ func gzipFixture(t testing.TB, list []file) *fixture {
 	t.Helper()
 	p := tarOf(t, list)
 	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
+	w, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := w.Write(p); err != nil {
 		t.Fatal(err)
 	}
@@ -207,6 +206,7 @@ func gzipFixture(t testing.TB, list []file) *fixture {
 func estargzFixture(t testing.TB, list []file, options ...estargz.Option) *fixture {
 	t.Helper()
 	p := tarOf(t, list)
+	options = append(options, estargz.WithCompressionLevel(gzip.BestSpeed))
 	b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(p), 0, int64(len(p))), options...)
 	if err != nil {
 		t.Fatal(err)

@@ -121,7 +121,7 @@ next:
 	for _, k := range chunks {
 		if n := len(spans); n > 0 {
 			last := &spans[n-1]
-			if l.near(last[1]-1, k, gap) && l.inBlob(k) && l.inBlob(last[0]) {
+			if l.near(last[1]-1, k, gap) && l.inRun(k) && l.inRun(last[0]) {
 				for m := last[1]; m < k; m++ {
 					if l.flights[m] != nil {
 						spans = append(spans, [2]int{k, k + 1})
@@ -167,7 +167,7 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 		switch {
 		case m > 0 && bets[m-1][1] == k && l.blobAt(k)-l.blobAt(bets[m-1][0]) < a.piece:
 			bets[m-1][1]++
-		case m == 0 && n > 0 && (*spans)[n-1][1] == k && l.inBlob((*spans)[n-1][0]) &&
+		case m == 0 && n > 0 && (*spans)[n-1][1] == k && l.inRun((*spans)[n-1][0]) &&
 			l.blobAt(k)-l.blobAt((*spans)[n-1][0]) < a.piece:
 			(*spans)[n-1][1]++
 		default:
@@ -200,7 +200,7 @@ func (l *Layer) before(near int, a advice, spans [][2]int, room int64) [][2]int 
 // open tells whether chunk k is worth fetching on speculation: it is absent,
 // nobody fetches it, and it is not in spans.
 func (l *Layer) open(k int, spans [][2]int) bool {
-	return l.flights[k] == nil && l.inBlob(k) && !l.inSpans(spans, k) && l.isAbsent(k)
+	return l.flights[k] == nil && l.inRun(k) && !l.inSpans(spans, k) && l.isAbsent(k)
 }
 
 func (l *Layer) inSpans(spans [][2]int, k int) bool {

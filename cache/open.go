@@ -37,7 +37,7 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 		return l, s.unusable(key, err)
 	}
 	l.size = l.table.DataSize()
-	for l.tail = l.table.Len(); l.tail > 0 && !l.inBlob(l.tail-1); l.tail-- {
+	for l.tail = l.table.Len(); l.tail > 0 && l.table.Chunk(l.tail-1).Kind != layer.Data; l.tail-- {
 	}
 	l.ahead.at, l.ahead.link = l.blobAt, s.opts.Link
 	if l.table.Format() == layer.Tar {

@@ -35,8 +35,9 @@ func TestReadAheadInOrder(t *testing.T) {
 	ideal := time.Duration(float64(size) / linkBPS * float64(time.Second))
 	st := l.Stats()
 	t.Logf("%d bytes in %v, %v at link speed; %d requests, %d misses", size, took, ideal, st.Requests, st.Misses)
-	if took > 2*ideal+time.Second { // machines that test are busy
-		t.Errorf("took %v, %v at link speed", took, ideal)
+	// Machines that test are busy: requests tell more than the time.
+	if st.Requests > size/(100<<10) {
+		t.Errorf("%d requests for %d bytes", st.Requests, size)
 	}
 	if st.Fetched > size*21/20 {
 		t.Errorf("%d bytes fetched of %d", st.Fetched, size)
