@@ -68,6 +68,10 @@ type builder struct {
 	keepLate bool
 	entries  int
 	text     int
+	// The directory of the entry before: most entries are its neighbours.
+	// Nil after anything that could make the path lead elsewhere.
+	lastPath string
+	lastDir  *index.Node
 }
 
 func newBuilder() *builder {
@@ -207,7 +211,20 @@ func aufs(path string) bool {
 // mkdirs returns the directory of a clean path, and makes what is missing.
 // Symlinks of this layer are followed within the root, as unpackers do.
 func (b *builder) mkdirs(path string) (*index.Node, error) {
-	return b.walk(path, true)
+	if b.lastDir != nil && path == b.lastPath {
+		return b.lastDir, nil
+	}
+	dir, err := b.walk(path, true)
+	b.lastPath, b.lastDir = path, dir
+	return dir, err
+}
+
+// put makes n the entry name of dir.
+func (b *builder) put(dir *index.Node, name string, n *index.Node) {
+	if old := dir.Child(name); old != nil && old.Mode&modeFmt != modeReg {
+		b.lastDir = nil // what was reached through it is reached no more
+	}
+	dir.SetChild(name, n)
 }
 
 // walk follows path from the root. With create it makes missing directories;
@@ -299,14 +316,14 @@ func (b *builder) link(dir *index.Node, base string, e *entry) error {
 		if n.IsDir() {
 			return fmt.Errorf("hard link to %s: it is a directory", short(e.link))
 		}
-		dir.SetChild(base, n)
+		b.put(dir, base, n)
 		return nil
 	}
 	n = &index.Node{Mode: modeReg, Flags: index.HardLink, Target: []byte(target)}
 	if err := b.setAttr(n, e); err != nil {
 		return err
 	}
-	dir.SetChild(base, n)
+	b.put(dir, base, n)
 	if b.keepLate {
 		b.late = append(b.late, lateLink{spot{dir, base}, n})
 	}
@@ -367,7 +384,7 @@ func (b *builder) make(dir *index.Node, base string, e *entry) (*index.Node, err
 		return nil, err
 	}
 	if n != old {
-		dir.SetChild(base, n)
+		b.put(dir, base, n)
 	}
 	if e.typ != tarscan.TypeReg {
 		return nil, nil

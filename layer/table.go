@@ -256,8 +256,7 @@ func (b *tableBuilder) count() int { return len(b.records) / recordSize }
 
 // add appends a chunk, which must start behind the last one.
 func (b *tableBuilder) add(c Chunk) {
-	r := make([]byte, 0, recordSize)
-	r = binary.LittleEndian.AppendUint64(r, uint64(c.Off))
+	r := binary.LittleEndian.AppendUint64(b.records, uint64(c.Off))
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.BlobOff))
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.BlobLen))
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.inner))
@@ -267,7 +266,7 @@ func (b *tableBuilder) add(c Chunk) {
 		p = uint32(c.point)
 	}
 	r = binary.LittleEndian.AppendUint32(r, p)
-	b.records = append(append(b.records, r...), c.Digest[:]...)
+	b.records = append(r, c.Digest[:]...)
 }
 
 // setEnd makes the blob range of chunk i end at blob offset end.

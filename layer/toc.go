@@ -2,12 +2,11 @@ package layer
 
 import (
 	"context"
-	"encoding/hex"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
 	"strings"
-	"time"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/laminafs/lamina/fetch"
@@ -94,16 +93,24 @@ type tocEntry struct {
 	name, typ, link    string
 	mode               int64
 	uid, gid           int64
-	modTime            string
+	mtime              int64
+	nsec               uint32
 	size               int64
 	major, minor       int64
 	xattrs             []index.Xattr
-	digest             string // of the file
+	digest             sum // of the file
 	offset, endOffset  int64
 	inner              int64
 	chunkOff, chunkLen int64
-	chunkDigest        string
+	chunkDigest        sum
 	chunkType          string
+}
+
+// sum is a digest as a table of contents gives it.
+type sum struct {
+	sha256 [sha256.Size]byte
+	given  bool
+	ok     bool // it is a sha256
 }
 
 // tocLoader turns entries into tree and chunks. Data offsets are given out in
@@ -130,7 +137,7 @@ type openFile struct {
 	off, size int64 // of its data
 	done      int64 // bytes that chunks cover
 	endOffset int64
-	digest    string
+	digest    sum
 }
 
 func (l *tocLoader) entry(e *tocEntry) error {
@@ -153,7 +160,7 @@ func (l *tocLoader) entryErr(e *tocEntry) error {
 	}
 	// JSON cannot say what is not UTF-8; writers put U+FFFD in its place. The
 	// tar has the true name.
-	if strings.ContainsRune(e.name, '\uFFFD') || strings.ContainsRune(e.link, '\uFFFD') {
+	if strings.Contains(e.name, "\uFFFD") || strings.Contains(e.link, "\uFFFD") {
 		return errors.New("name may have been changed: it has a replacement character")
 	}
 	if l.landmarks && bookkeeping(e.name) {
@@ -183,27 +190,36 @@ func (l *tocLoader) landmark(e *tocEntry) error {
 	return nil
 }
 
-var tocTypes = map[string]byte{
-	"dir": tarscan.TypeDir, "reg": tarscan.TypeReg, "symlink": tarscan.TypeSymlink,
-	"hardlink": tarscan.TypeLink, "char": tarscan.TypeChar, "block": tarscan.TypeBlock, "fifo": tarscan.TypeFifo,
+// tocType translates the name of a type, to 0 if it is none.
+func tocType(name string) byte {
+	switch name {
+	case "reg":
+		return tarscan.TypeReg
+	case "dir":
+		return tarscan.TypeDir
+	case "symlink":
+		return tarscan.TypeSymlink
+	case "hardlink":
+		return tarscan.TypeLink
+	case "char":
+		return tarscan.TypeChar
+	case "block":
+		return tarscan.TypeBlock
+	case "fifo":
+		return tarscan.TypeFifo
+	}
+	return 0
 }
 
 // treeEntry translates e, but for its chunks.
 func (l *tocLoader) treeEntry(e *tocEntry) (*entry, error) {
-	typ, ok := tocTypes[e.typ]
-	if !ok {
+	typ := tocType(e.typ)
+	if typ == 0 {
 		return nil, fmt.Errorf("unknown type %s", short(e.typ))
 	}
 	t := &entry{
 		name: e.name, link: e.link, typ: typ, mode: e.mode, uid: e.uid, gid: e.gid,
-		major: e.major, minor: e.minor, xattrs: e.xattrs,
-	}
-	if e.modTime != "" {
-		mt, err := time.Parse(time.RFC3339, e.modTime)
-		if err != nil {
-			return nil, fmt.Errorf("time %s", short(e.modTime))
-		}
-		t.mtime, t.nsec = mt.Unix(), uint32(mt.Nanosecond())
+		mtime: e.mtime, nsec: e.nsec, major: e.major, minor: e.minor, xattrs: e.xattrs,
 	}
 	if typ != tarscan.TypeReg {
 		return t, nil
@@ -264,13 +280,14 @@ func (l *tocLoader) chunk(e *tocEntry) error {
 	default:
 		return fmt.Errorf("unknown chunk type %s", short(e.chunkType))
 	}
-	sum := e.chunkDigest
-	if sum == "" && n == f.size {
-		sum = f.digest // of a file in one chunk, that is the same
+	d := e.chunkDigest
+	if !d.given && n == f.size {
+		d = f.digest // of a file in one chunk, that is the same
 	}
-	if err := parseSHA256(sum, &c.Digest); err != nil {
-		return err
+	if !d.ok {
+		return errors.New("chunk without a sha256 digest")
 	}
+	c.Digest = d.sha256
 	if n > MaxChunk {
 		return fmt.Errorf("chunk of %d bytes, at most %d are read at once", n, MaxChunk)
 	}
@@ -339,16 +356,4 @@ func (l *tocLoader) finish(tag string) (*Scanned, error) {
 		Table:    l.table.table(),
 		Prefetch: l.prefetch,
 	}, nil
-}
-
-// parseSHA256 reads "sha256:" and 64 hex digits.
-func parseSHA256(s string, to *[32]byte) error {
-	h, ok := strings.CutPrefix(s, "sha256:")
-	if !ok || len(h) != 64 {
-		return fmt.Errorf("chunk digest %s", short(s))
-	}
-	if _, err := hex.Decode(to[:], []byte(h)); err != nil {
-		return fmt.Errorf("chunk digest %s", short(s))
-	}
-	return nil
 }

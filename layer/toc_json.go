@@ -1,10 +1,13 @@
 package layer
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
@@ -74,7 +77,7 @@ func (p *jsonParser) field(e *tocEntry, key []byte) (err error) {
 	case "gid":
 		e.gid, err = p.int()
 	case "modtime":
-		e.modTime, err = p.text()
+		err = p.time(e)
 	case "size":
 		e.size, err = p.int()
 	case "devMajor":
@@ -82,7 +85,7 @@ func (p *jsonParser) field(e *tocEntry, key []byte) (err error) {
 	case "devMinor":
 		e.minor, err = p.int()
 	case "digest":
-		e.digest, err = p.text()
+		err = p.sum(&e.digest)
 	case "offset":
 		e.offset, err = p.int()
 	case "endOffset":
@@ -94,7 +97,7 @@ func (p *jsonParser) field(e *tocEntry, key []byte) (err error) {
 	case "chunkSize":
 		e.chunkLen, err = p.int()
 	case "chunkDigest":
-		e.chunkDigest, err = p.text()
+		err = p.sum(&e.chunkDigest)
 	case "chunkType":
 		e.chunkType, err = p.text()
 	case "xattrs":
@@ -107,6 +110,46 @@ func (p *jsonParser) field(e *tocEntry, key []byte) (err error) {
 		err = p.skip(0)
 	}
 	return err
+}
+
+// time reads a modification time. Most are that of the entry before.
+func (p *jsonParser) time(e *tocEntry) error {
+	e.mtime, e.nsec = 0, 0
+	if p.null() {
+		return nil
+	}
+	b, err := p.string()
+	if err != nil || len(b) == 0 {
+		return err
+	}
+	if string(b) != p.lastTime {
+		t, err := time.Parse(time.RFC3339, string(b))
+		if err != nil {
+			return fmt.Errorf("time %s", short(string(b)))
+		}
+		p.lastTime, p.lastSec, p.lastNsec = string(b), t.Unix(), uint32(t.Nanosecond())
+	}
+	e.mtime, e.nsec = p.lastSec, p.lastNsec
+	return nil
+}
+
+// sum reads a digest. One that is no sha256 is an error only where it is needed.
+func (p *jsonParser) sum(s *sum) error {
+	*s = sum{}
+	if p.null() {
+		return nil
+	}
+	b, err := p.string()
+	if err != nil || len(b) == 0 {
+		return err
+	}
+	s.given = true
+	h, ok := bytes.CutPrefix(b, []byte("sha256:"))
+	if ok && len(h) == 2*len(s.sha256) {
+		_, err := hex.Decode(s.sha256[:], h)
+		s.ok = err == nil
+	}
+	return nil
 }
 
 // xattr reads the base64 value of one xattr.
@@ -135,6 +178,10 @@ type jsonParser struct {
 	b   []byte
 	i   int
 	tmp []byte // the last string that had escapes
+
+	lastTime string
+	lastSec  int64
+	lastNsec uint32
 }
 
 // peek returns the next byte that is not space, 0 at the end.
@@ -234,19 +281,17 @@ func (p *jsonParser) string() ([]byte, error) {
 		return nil, err
 	}
 	start := p.i
-	for p.i < len(p.b) {
-		switch c := p.b[p.i]; {
-		case c == '"':
-			p.i++
-			return p.b[start : p.i-1], nil
-		case c == '\\':
-			return p.escaped(start)
-		case c < ' ':
-			return nil, errJSON
-		}
-		p.i++
+	n := bytes.IndexByte(p.b[start:], '"')
+	if n < 0 {
+		return nil, errJSON
 	}
-	return nil, errJSON
+	s := p.b[start : start+n]
+	if k := bytes.IndexByte(s, '\\'); k >= 0 {
+		p.i += k
+		return p.escaped(start)
+	}
+	p.i += n + 1
+	return s, nil
 }
 
 // escaped goes on with a string that has its first escape at p.i.
@@ -259,8 +304,6 @@ func (p *jsonParser) escaped(start int) ([]byte, error) {
 		case c == '"':
 			p.tmp = out
 			return out, nil
-		case c < ' ':
-			return nil, errJSON
 		case c != '\\':
 			out = append(out, c)
 			continue
