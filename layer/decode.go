@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/laminafs/lamina/layer/checkpoint"
 )
@@ -24,8 +23,7 @@ type decoder struct {
 	buf    []byte
 	in     *bufio.Reader
 	src    *watched
-	stream *checkpoint.Reader // gzip from a checkpoint
-	member *gzip.Reader       // one gzip member of an eStargz
+	stream *checkpoint.Reader // gzip
 	frames *zstd.Decoder
 }
 
@@ -219,8 +217,7 @@ type memberSource struct {
 	r    io.Reader
 }
 
-// section is a part of the input, with ReadByte for flate, so that it reads no
-// further than it must.
+// section is a part of the input.
 type section struct {
 	br   *bufio.Reader
 	left int64
@@ -233,17 +230,6 @@ func (s *section) Read(p []byte) (int, error) {
 	n, err := s.br.Read(p[:min(int64(len(p)), s.left)])
 	s.left -= int64(n)
 	return n, err
-}
-
-func (s *section) ReadByte() (byte, error) {
-	if s.left <= 0 {
-		return 0, io.EOF
-	}
-	b, err := s.br.ReadByte()
-	if err == nil {
-		s.left--
-	}
-	return b, err
 }
 
 func (s *memberSource) read(c *Chunk, p []byte) error {
@@ -279,17 +265,12 @@ func (s *memberSource) open(c *Chunk) error {
 		s.r = z
 		return err
 	}
-	if s.d.member == nil {
-		z, err := gzip.NewReader(&s.sec)
-		if err != nil {
-			return err
-		}
-		s.d.member = z
-	} else if err := s.d.member.Reset(&s.sec); err != nil {
-		return err
+	if s.d.stream == nil {
+		s.d.stream = checkpoint.NewReader(&s.sec, 0, nil)
+	} else {
+		s.d.stream.Reset(&s.sec, 0, nil)
 	}
-	s.d.member.Multistream(false)
-	s.r = s.d.member
+	s.r = s.d.stream
 	return nil
 }
 
