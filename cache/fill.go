@@ -144,22 +144,26 @@ func (l *Layer) nextRun(i, j int, prio fetch.Priority, room int64) (r *run, next
 		if first >= 0 && (flying || has || !l.inRun(k) || l.blobAt(k)-l.blobAt(first) >= fillPiece) {
 			break
 		}
-		if first >= 0 && size+c.Len > room {
+		takes := c.Len
+		if c.Kind == layer.Zeros {
+			takes = 0 // a hole
+		}
+		if first >= 0 && size+takes > room {
 			break
 		}
 		skipped = skipped || flying && !has
 		if first < 0 && !flying && !has {
-			if first = k; c.Len > room {
+			if first = k; takes > room {
 				return nil, k, skipped, ErrFull
 			}
 			if !l.inRun(k) {
-				size = c.Len
+				size = takes
 				k++
 				break
 			}
 		}
 		if first >= 0 {
-			size += c.Len
+			size += takes
 		}
 	}
 	if first < 0 {

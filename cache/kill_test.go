@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/fetch"
@@ -45,6 +46,7 @@ type job struct {
 	Digest, DiffID         digest.Digest
 	Seed                   uint64
 	Limit                  int64
+	MaxFile                uint64        // RLIMIT_FSIZE; 0: none
 	Pause                  time.Duration // before every 16 KiB of the blob
 }
 
@@ -113,6 +115,11 @@ func child(spec string) (err error) {
 	want, err := os.ReadFile(j.Data)
 	if err != nil {
 		return err
+	}
+	if j.MaxFile > 0 {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: j.MaxFile, Max: j.MaxFile}); err != nil {
+			return err
+		}
 	}
 	s, err := cache.Open(j.Store, cache.Options{Limit: j.Limit})
 	if err != nil {
@@ -318,6 +325,29 @@ func TestProcessesShare(t *testing.T) {
 			t.Logf("%d bytes of %d; %d pages of %d more than once", total, f.blob.Size(), more, len(times))
 			if total > f.blob.Size()*21/20+128<<10 {
 				t.Errorf("%d bytes downloaded of %d", total, f.blob.Size())
+			}
+		})
+	}
+}
+
+// TestFileTooBig: a process that may not write files beyond some size reads all
+// the same, as on a full disk.
+func TestFileTooBig(t *testing.T) {
+	for name, f := range map[string]*fixture{
+		"gzip":    gzipFixture(t, files(33, 100, 80<<10)),
+		"estargz": estargzFixture(t, files(33, 100, 80<<10)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			j := jobOf(t, f)
+			j.MaxFile = 3 << 20 // of about 8 MiB of data
+			j.start(t, 1).wait(t)
+			// Without the limit, what is missing is fetched and kept.
+			j.MaxFile = 0
+			j.start(t, 2).wait(t)
+			before, _ := j.delivered(t)
+			j.start(t, 3).wait(t)
+			if after, _ := j.delivered(t); after != before {
+				t.Errorf("%d more bytes were fetched", after-before)
 			}
 		})
 	}

@@ -69,13 +69,14 @@ func (s *Store) clean(key string) error {
 	return nil
 }
 
-// newData makes the layer's data file, empty and size bytes long.
+// newData makes the layer's data file, empty and size bytes long, or as long as
+// the file system allows: what it does not hold is served without it.
 func (s *Store) newData(key string, size int64) (*os.File, error) {
 	f, err := os.OpenFile(s.layerPath(key, "data"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make layer %s: %w", key, err)
 	}
-	if err := f.Truncate(size); err != nil {
+	if err := f.Truncate(size); err != nil && !isFull(err) {
 		_ = f.Close()
 		return nil, fmt.Errorf("make layer %s: %w", key, err)
 	}
@@ -237,7 +238,9 @@ func (s *Store) scan(ctx context.Context, key string, src layer.Source, r io.Rea
 	w := &filler{store: s, key: key, f: f}
 	sc, err := layer.Stream(ctx, src, r, w)
 	if err == nil {
-		err = f.Truncate(sc.Table.DataSize())
+		if err = f.Truncate(sc.Table.DataSize()); isFull(err) {
+			err = nil // as in newData
+		}
 	}
 	if err != nil {
 		_ = f.Close()
@@ -295,8 +298,19 @@ func (w *filler) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// ReadAt implements io.ReaderAt, for what repeats other data. Bytes that were
+// left out are an error: digests are made of what this returns.
+func (w *filler) ReadAt(p []byte, off int64) (int, error) {
+	if w.lacks(off, int64(len(p))) {
+		return 0, fmt.Errorf("%w: %d bytes of sparse files at %d", ErrFull, len(p), off)
+	}
+	return w.f.ReadAt(p, off)
+}
+
 // lacks tells whether some of n bytes at off were not written.
 func (w *filler) lacks(off, n int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, r := range w.left {
 		if r[0] < off+n && off < r[1] {
 			return true

@@ -113,7 +113,7 @@ func (s *Store) mend(l *Layer) error {
 		l.bm.doubt(i)
 	}
 	l.bm.bump()
-	if err := f.Truncate(l.size); err != nil {
+	if err := f.Truncate(l.size); err != nil && !isFull(err) {
 		return fmt.Errorf("open layer %s: %w", l.key, err)
 	}
 	return nil
