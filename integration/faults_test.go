@@ -266,7 +266,7 @@ func readSome(t *testing.T, want tree.Tree, dir string, stop chan struct{}) {
 func notFetchedAgain(t *testing.T, p *faultproxy.Proxy, times int) {
 	t.Helper()
 	var again int64
-	for _, n := range faultproxy.SentTwice(p.Exchanges()) {
+	for _, n := range faultproxy.SentTwice(chunks(p.Exchanges())) {
 		again += n
 	}
 	if most := int64(times) * 8 << 20; again > most {

@@ -1,3 +1,5 @@
+//go:build integration
+
 package integration
 
 import (
@@ -10,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -158,8 +161,9 @@ func unpack(b *testing.B, s *sample, dir string, n *index.Node) {
 	}
 }
 
-// BenchmarkFSTree times whole-tree passes and reports microseconds per entry, by
-// engine, against the filesystem of the temporary directory.
+// BenchmarkFSTree times passes over a whole tree, engine by engine in turn, beside
+// the filesystem of the temporary directory. What it reports for each is the best
+// pass, in microseconds for each entry: the machine is not ours alone.
 func BenchmarkFSTree(b *testing.B) {
 	s := benchTree()
 	store, _ := s.write(b)
@@ -169,7 +173,7 @@ func BenchmarkFSTree(b *testing.B) {
 	dirs := map[string]string{"disk": disk}
 	dirs["fuse"], _ = mountServed(b, store)
 	dirs["kernel"] = mountErofsServed(b, store, len(s.layers), false)
-	dirs["kernel-served"] = mountErofsServed(b, store, len(s.layers), true)
+	dirs["served"] = mountErofsServed(b, store, len(s.layers), true)
 	var paths, files []string
 	if err := filepath.WalkDir(disk, func(path string, d iofs.DirEntry, err error) error {
 		rel, _ := filepath.Rel(disk, path)
@@ -182,48 +186,55 @@ func BenchmarkFSTree(b *testing.B) {
 		b.Fatal(err)
 	}
 	buf := make([]byte, 64<<10)
-	for _, cold := range []bool{false, true} {
-		for _, engine := range []string{"disk", "fuse", "kernel", "kernel-served"} {
-			dir := dirs[engine]
-			run := func(name string, entries int, pass func()) {
-				state := "warm"
-				if cold {
-					state = "cold"
+	for _, op := range []struct {
+		name    string
+		entries int
+		pass    func(dir string)
+	}{
+		{"lstat", len(paths), func(dir string) {
+			var st unix.Stat_t
+			for _, p := range paths {
+				if err := unix.Lstat(dir+"/"+p, &st); err != nil {
+					b.Fatal(err)
 				}
-				b.Run(name+"/"+state+"/"+engine, func(b *testing.B) {
-					pass()
-					for b.Loop() {
-						if cold {
-							b.StopTimer()
+			}
+		}},
+		{"walk", len(paths), func(dir string) { walkAll(b, dir, new(atomic.Int64)) }},
+		{"read", len(files), func(dir string) {
+			for _, p := range files {
+				fd, err := unix.Open(dir+"/"+p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := unix.Read(fd, buf); err != nil {
+					b.Fatal(err)
+				}
+				_ = unix.Close(fd)
+			}
+		}},
+	} {
+		for _, state := range []string{"warm", "cold"} {
+			b.Run(op.name+"/"+state, func(b *testing.B) {
+				best := map[string]time.Duration{}
+				for _, dir := range dirs {
+					op.pass(dir)
+				}
+				for b.Loop() {
+					for engine, dir := range dirs {
+						if state == "cold" {
 							if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
 								b.Fatal(err)
 							}
-							b.StartTimer()
 						}
-						pass()
-					}
-					b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/float64(entries), "us/entry")
-				})
-			}
-			run("lstat", len(paths), func() {
-				var st unix.Stat_t
-				for _, p := range paths {
-					if err := unix.Lstat(dir+"/"+p, &st); err != nil {
-						b.Fatal(err)
+						began := time.Now()
+						op.pass(dir)
+						if took := time.Since(began); best[engine] == 0 || took < best[engine] {
+							best[engine] = took
+						}
 					}
 				}
-			})
-			run("walk", len(paths), func() { walkAll(b, dir, new(atomic.Int64)) })
-			run("read", len(files), func() {
-				for _, p := range files {
-					fd, err := unix.Open(dir+"/"+p, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-					if err != nil {
-						b.Fatal(err)
-					}
-					if _, err := unix.Read(fd, buf); err != nil {
-						b.Fatal(err)
-					}
-					_ = unix.Close(fd)
+				for engine, took := range best {
+					b.ReportMetric(float64(took.Nanoseconds())/1000/float64(op.entries), engine+"-us")
 				}
 			})
 		}

@@ -1,3 +1,5 @@
+//go:build integration
+
 package integration
 
 import (
@@ -146,7 +148,7 @@ func (s *sample) oddities() {
 	shared := s.file(4097, 0o644)
 	odd.SetChild("name1", shared)
 	root.SetChild("name2", shared)
-	attrs := s.file(10, 0o755)
+	attrs := s.file(10, 0o750)
 	attrs.Xattrs = []index.Xattr{
 		{Name: "security.capability", Value: []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
 		{Name: "user.empty"},

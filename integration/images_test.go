@@ -37,7 +37,7 @@ func TestImages(t *testing.T) {
 				}
 			}
 			// All is cached now, and the base's layer was shared.
-			if twice := faultproxy.SentTwice(p.Exchanges()); len(twice) > 0 {
+			if twice := faultproxy.SentTwice(chunks(p.Exchanges())); len(twice) > 0 {
 				t.Errorf("sent more than once: %v", twice)
 			}
 			p.Reset()

@@ -290,7 +290,7 @@ func TestNothingIsFetchedTwice(t *testing.T) {
 				checks = append(checks, <-done)
 			}
 			parallel(checks)
-			if twice := faultproxy.SentTwice(p.Exchanges()); len(twice) > 0 {
+			if twice := faultproxy.SentTwice(chunks(p.Exchanges())); len(twice) > 0 {
 				t.Errorf("sent more than once: %v", twice)
 			}
 		})

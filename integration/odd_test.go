@@ -369,7 +369,7 @@ func TestOddLayers(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
-						report(t, tree.Diff(want, got, tree.Options{AnyMtime: c.anyMtime, Seconds: wholeSeconds(f)}))
+						report(t, tree.Diff(want, got, tree.Options{AnyMtime: c.anyMtime, Rounded: wholeSeconds(f)}))
 					})
 				}
 			}

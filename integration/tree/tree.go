@@ -177,8 +177,9 @@ func xattrs(p string) (map[string]string, error) {
 type Options struct {
 	// AnyMtime lists paths whose time no layer says.
 	AnyMtime []string
-	// Seconds compares times by the second: eStargz keeps no more.
-	Seconds bool
+	// Rounded takes a time for right that is the wanted one rounded to the second:
+	// eStargz keeps no more.
+	Rounded bool
 }
 
 // Diff describes, one line each, in what got differs from want. It is empty when
@@ -194,8 +195,8 @@ func Diff(want, got Tree, o Options) []string {
 			continue
 		}
 		anyTime := n == "." || slices.Contains(o.AnyMtime, n)
-		if o.Seconds {
-			w.Mtime, g.Mtime = seconds(w.Mtime), seconds(g.Mtime)
+		if o.Rounded && g.Mtime == rounded(w.Mtime) {
+			anyTime = true
 		}
 		if d := w.diff(g, anyTime); len(d) > 0 {
 			lines = append(lines, fmt.Sprintf("%q: %s", n, strings.Join(d, "; ")))
@@ -209,8 +210,8 @@ func Diff(want, got Tree, o Options) []string {
 	return lines
 }
 
-// seconds rounds nanoseconds down to whole seconds.
-func seconds(ns int64) int64 { return time.Unix(0, ns).Unix() }
+// rounded rounds nanoseconds to the next whole second.
+func rounded(ns int64) int64 { return time.Unix(0, ns).Round(time.Second).UnixNano() }
 
 func (w Entry) diff(g Entry, anyTime bool) (d []string) {
 	differ := func(what string, want, got any) {
