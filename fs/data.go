@@ -37,7 +37,7 @@ type data struct {
 // once; all methods are safe for concurrent use.
 func NewData(layers []LayerData, o TreeOptions) fuse.RawFileSystem {
 	d := &data{readOnly: newReadOnly(), layers: layers}
-	d.reader.init(o)
+	d.init(o)
 	return d
 }
 

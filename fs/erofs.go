@@ -33,12 +33,12 @@ func KernelSupport() error {
 		return fmt.Errorf("%w: Linux %d.%d or later is needed, this is %s", ErrNoKernelEngine, erofsMajor, erofsMinor, release)
 	}
 	fd, err := unix.Fsopen(erofsType, unix.FSOPEN_CLOEXEC) // loads the module
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		return unix.Close(fd)
-	case err == unix.EPERM:
+	case unix.EPERM:
 		return fmt.Errorf("%w: root (CAP_SYS_ADMIN) is needed", ErrNoKernelEngine)
-	case err == unix.ENODEV:
+	case unix.ENODEV:
 		return fmt.Errorf("%w: the kernel has no erofs", ErrNoKernelEngine)
 	}
 	return fmt.Errorf("%w: fsopen erofs: %w", ErrNoKernelEngine, err)

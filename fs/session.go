@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -74,6 +75,7 @@ type session struct {
 	stopping atomic.Bool // set: answer nothing more but INIT
 	inited   bool        // INIT answered or replayed; before workers start
 	workers  sync.WaitGroup
+	retired  sync.Pool // of *worker
 	replies  replyPools
 
 	endOnce sync.Once
@@ -188,10 +190,14 @@ func (s *session) start() error {
 		}
 	}
 	w := newWorker(s)
+	defer s.retired.Put(w)
 	for !s.inited {
 		n, err := s.receive(w.in)
 		if err != nil {
 			return err
+		}
+		if op := binary.NativeEndian.Uint32(w.in[offOpcode:]); op != opInit {
+			return fmt.Errorf("session begins with %s: its INIT request is lost", opName(int(op%opcodes)))
 		}
 		w.answer(w.in[:n])
 	}

@@ -317,6 +317,19 @@ func TestTakeoverOfGarbage(t *testing.T) {
 	}
 }
 
+// INIT was answered, but what it said is lost.
+func TestTakeoverWithoutInit(t *testing.T) {
+	tree, _ := sampleTree(t)
+	for what, kept := range map[string]string{"no file": filepath.Join(t.TempDir(), "init"), "no name": ""} {
+		k, dev := newFakeKernel(t)
+		k.send(opLookup, 1, 0, name("file"))
+		done := serve(t.Context(), dev, fs.NewTree(tree, fs.TreeOptions{}), fs.SessionOptions{InitFile: kept, Takeover: true})
+		if err := result(t, done); err == nil {
+			t.Errorf("%s: Serve took over", what)
+		}
+	}
+}
+
 func TestTrimWhileBusy(t *testing.T) {
 	var trims atomic.Int64
 	k, _, _ := start(t, fs.SessionOptions{Trim: func() { trims.Add(1) }})

@@ -59,7 +59,7 @@ func (r *reader) run(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte,
 ) (fuse.ReadResult, fuse.Status) {
 	began := time.Now()
 	ctx := &readContext{
-		deadline: began.Add(r.deadline), interrupt: cancel, gone: r.gone, caller: in.Caller.Pid,
+		deadline: began.Add(r.deadline), interrupt: cancel, gone: r.gone, caller: in.Pid,
 	}
 	n, err := read(ctx, buf)
 	ended := ctx.Err()
@@ -99,7 +99,7 @@ type tree struct {
 // for concurrent use.
 func NewTree(t *overlay.Tree, o TreeOptions) fuse.RawFileSystem {
 	f := &tree{readOnly: newReadOnly(), t: t, root: t.Root()}
-	f.reader.init(o)
+	f.init(o)
 	size := t.Len()
 	for _, d := range t.Devices() {
 		size += d.Size

@@ -47,7 +47,12 @@ type worker struct {
 	iovs [2][1][]byte // kept here so that a request does not allocate them
 }
 
+// newWorker takes the buffers of a worker that has gone, if there are any: under
+// many parallel readers workers come and go with every request.
 func newWorker(s *session) *worker {
+	if w, ok := s.retired.Get().(*worker); ok {
+		return w
+	}
 	return &worker{s: s, in: make([]byte, requestBuffer), out: make([]byte, smallReply)}
 }
 
@@ -56,6 +61,7 @@ func newWorker(s *session) *worker {
 func (s *session) work() {
 	defer s.workers.Done()
 	w := newWorker(s)
+	defer s.retired.Put(w)
 	for {
 		n, err := s.receive(w.in)
 		left := s.waiting.Add(-1)

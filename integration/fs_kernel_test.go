@@ -31,10 +31,10 @@ import (
 // layerBytes is a layer in memory. While gate is set, reads wait for it to be
 // closed, as they would for a network.
 type layerBytes struct {
-	b     []byte
-	gate  atomic.Pointer[chan struct{}]
-	reads atomic.Int64 // that were let in
-	gaveU atomic.Int64 // that ended with their context
+	b      []byte
+	gate   atomic.Pointer[chan struct{}]
+	reads  atomic.Int64 // that were let in
+	gaveUp atomic.Int64 // that ended with their context
 }
 
 func (l *layerBytes) ReadAt(ctx context.Context, p []byte, off int64) error {
@@ -43,7 +43,7 @@ func (l *layerBytes) ReadAt(ctx context.Context, p []byte, off int64) error {
 		select {
 		case <-*gate:
 		case <-ctx.Done():
-			l.gaveU.Add(1)
+			l.gaveUp.Add(1)
 			return fmt.Errorf("read layer: %w", ctx.Err())
 		}
 	}
@@ -459,7 +459,7 @@ func compareXattrs(t *testing.T, path string, want *index.Node) {
 	if !slices.Equal(got, names) {
 		t.Errorf("xattrs of %q: %q, want %q", path, got, names)
 	}
-	if _, err := unix.Lgetxattr(path, "user.missing", buf); err != unix.ENODATA && !(want.Mode&unix.S_IFMT != unix.S_IFREG && err == unix.EPERM) {
+	if _, err := unix.Lgetxattr(path, "user.missing", buf); err != unix.ENODATA && (want.Mode&unix.S_IFMT == unix.S_IFREG || err != unix.EPERM) {
 		t.Errorf("missing xattr of %q: %v", path, err)
 	}
 }

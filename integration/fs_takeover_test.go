@@ -11,7 +11,9 @@ import (
 	iofs "io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -39,6 +41,7 @@ const (
 	serverData     = "LAMINA_TEST_DATA"     // "1": serve the layers' data, not the tree
 	serverMount    = "LAMINA_TEST_MOUNT"    // mount here first
 	serverUnmount  = "LAMINA_TEST_UNMOUNT"  // unmount this and end
+	serverReader   = "LAMINA_TEST_READER"   // be no server: read this file through a mapping
 )
 
 // layerFile is a layer's data file, read as slowly as a network would be.
@@ -61,6 +64,10 @@ func (l layerFile) ReadAt(ctx context.Context, p []byte, off int64) error {
 
 // TestFSServerProcess is a server when the environment says so, and nothing else.
 func TestFSServerProcess(t *testing.T) {
+	if file := os.Getenv(serverReader); file != "" {
+		readByFaults(t, file)
+		return
+	}
 	store := os.Getenv(serverStore)
 	if store == "" {
 		return
@@ -202,6 +209,108 @@ func chownAll(dir string, id int) error {
 		}
 		return os.Lchown(path, id, id)
 	})
+}
+
+// readByFaults prints its thread, then reads the file's first page by a page fault
+// without read-ahead: the one kind of read that every signal interrupts.
+func readByFaults(t *testing.T, file string) {
+	runtime.LockOSThread()
+	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	if err == nil {
+		err = unix.Madvise(m, unix.MADV_RANDOM)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(unix.Gettid())
+	fmt.Printf("%x\n", sha256.Sum256(m))
+}
+
+// faultReader is a process in readByFaults.
+type faultReader struct {
+	cmd *exec.Cmd
+	out *bufio.Reader
+	tid int
+}
+
+func startFaultReader(t *testing.T, file string) *faultReader {
+	t.Helper()
+	r := &faultReader{cmd: exec.Command(os.Args[0], "-test.run=^TestFSServerProcess$")}
+	r.cmd.Env = append(os.Environ(), serverReader+"="+file)
+	pipe, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.out = bufio.NewReader(pipe)
+	t.Cleanup(func() { _ = r.cmd.Process.Kill() })
+	r.tid, err = strconv.Atoi(r.line(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func (r *faultReader) line(t *testing.T) string {
+	t.Helper()
+	line, err := r.out.ReadString('\n')
+	if err != nil {
+		t.Errorf("reader ended: %v", err)
+	}
+	return strings.TrimSpace(line)
+}
+
+// A page fault that waits for the network is no victim of signals: one that a
+// program handles must not become SIGBUS, and one that kills must end it at once.
+func TestFSInterruptedFault(t *testing.T) {
+	s := newSample(1)
+	s.tree.Root.SetChild("file", s.file(1<<20, 0o644))
+	s.tree.Root.SetChild("other", s.file(1<<20, 0o644))
+	want := fmt.Sprintf("%x", sha256.Sum256(s.contents[s.tree.Root.Child("file")][:4096]))
+	_, x := s.write(t)
+	m := mountFuse(t, s, x, fs.TreeOptions{})
+	open := s.layers[0].block(t)
+	lives, dies := startFaultReader(t, m.dir+"/file"), startFaultReader(t, m.dir+"/other")
+	for end := time.Now().Add(10 * time.Second); s.layers[0].reads.Load() < 2 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	for range 5 {
+		if err := unix.Tgkill(lives.cmd.Process.Pid, lives.tid, unix.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if n := m.stats.Snapshot().Requests["interrupt"]; n == 0 {
+		t.Error("the kernel did not report the signal: this test shows nothing")
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = dies.cmd.Process.Kill()
+		_ = dies.cmd.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("a killed reader lives on")
+	}
+	if n := s.layers[0].gaveUp.Load(); n != 1 {
+		t.Errorf("%d reads were given up, want that of the killed one", n)
+	}
+	open()
+	if got := lives.line(t); got != want {
+		t.Errorf("page read through signals: %q, want %q", got, want)
+	}
+	if err := lives.cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // startServer starts a server process; it ends with the test at the latest.
