@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -323,6 +324,7 @@ func TestCancel(t *testing.T) {
 }
 
 func TestClose(t *testing.T) {
+	before := runtime.NumGoroutine()
 	f := estargzFixture(t, files(10, 50, 20<<10))
 	s := openStore(t, t.TempDir(), cache.Options{})
 	l, err := s.Layer(t.Context(), f.src, nil)
@@ -358,6 +360,13 @@ func TestClose(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+	// Those that ended may take a moment to be gone.
+	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if n := runtime.NumGoroutine(); n > before {
+		t.Errorf("%d goroutines, %d before", n, before)
 	}
 	if _, err := s.Layer(t.Context(), f.src, nil); !errors.Is(err, cache.ErrClosed) {
 		t.Error(err)

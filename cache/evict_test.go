@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/stargz-snapshotter/estargz"
+
 	"github.com/laminafs/lamina/cache"
 )
 
@@ -216,6 +218,46 @@ func TestFill(t *testing.T) {
 	}
 	if path, ok := l.DataFile(); !ok || !sameFile(t, path, f.data) {
 		t.Errorf("data file %s, %v", path, ok)
+	}
+}
+
+func TestFillFullDisk(t *testing.T) {
+	f := estargzFixture(t, files(25, 100, 64<<10))
+	var on atomic.Bool
+	on.Store(true)
+	s := openStore(t, t.TempDir(), cache.WithData(cache.Options{}, func(d cache.DataFile) cache.DataFile { return full{d, &on} }))
+	defer func() { _ = s.Close() }()
+	l, err := s.Layer(t.Context(), f.src, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if err := s.Fill(t.Context(), []*cache.Layer{l}); !errors.Is(err, cache.ErrFull) {
+		t.Fatal(err)
+	}
+}
+
+// TestPrefetch: what the image names as needed first is there before it is read.
+func TestPrefetch(t *testing.T) {
+	list := files(26, 100, 64<<10)
+	f := estargzFixture(t, list, estargz.WithPrioritizedFiles([]string{list[70].name, list[20].name}))
+	dir := t.TempDir()
+	for range 2 { // as made, and as kept
+		l := openLayer(t, dir, cache.Options{}, f)
+		l.Prefetch()
+		for end := time.Now().Add(10 * time.Second); l.Stats().Present < 2 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond)
+		}
+		waitIdle(t, l)
+		st := l.Stats()
+		for _, i := range []int{70, 20} {
+			if err := f.check(t.Context(), l, f.at(t, l, i), int64(len(list[i].data))); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := l.Stats().Misses - st.Misses; n != 0 || st.Present > 10 {
+			t.Errorf("%d misses; %d chunks were prefetched", n, st.Present)
+		}
 	}
 }
 

@@ -43,6 +43,8 @@ func (l *Layer) fetchAll(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case isFull(err):
+			return fmt.Errorf("%w: %w", ErrFull, err)
 		case errors.Is(err, ErrFull), errors.Is(err, ErrClosed),
 			errors.Is(err, fetch.ErrNotFound), errors.Is(err, fetch.ErrDenied),
 			errors.Is(err, layer.ErrDigest):
