@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/integration/images"
-	"github.com/laminafs/lamina/integration/registry"
 )
 
 // watch runs f and returns the paths, relative to the mount at dir, of the files
@@ -60,26 +59,9 @@ func watch(dir string, f func() error) (map[string]bool, error) {
 	}
 }
 
-// manifest reads the manifest that a layout tags.
-func manifest(layout, tag string) (m ocispec.Manifest, err error) {
-	tags, err := registry.Tagged(layout)
-	if err != nil {
-		return m, err
-	}
-	b, err := os.ReadFile(blobPath(layout, tags[tag]))
-	if err != nil {
-		return m, err
-	}
-	return m, json.Unmarshal(b, &m)
-}
-
-func blobPath(layout string, d ocispec.Descriptor) string {
-	return filepath.Join(layout, "blobs", "sha256", d.Digest.Encoded())
-}
-
 // imageSize returns the sum of the layers' compressed sizes.
 func imageSize(layout, tag string) (n int64, err error) {
-	m, err := manifest(layout, tag)
+	m, err := images.Manifest(layout, tag)
 	for _, l := range m.Layers {
 		n += l.Size
 	}
@@ -98,13 +80,13 @@ type tocEntry struct {
 // needed returns the compressed size of the chunks of all opened files, and of
 // the tables of contents: what cannot be spared.
 func needed(layout, tag string, f images.Format, opened map[string]bool) (int64, error) {
-	m, err := manifest(layout, tag)
+	m, err := images.Manifest(layout, tag)
 	if err != nil {
 		return 0, err
 	}
 	total := int64(0)
 	for _, l := range m.Layers {
-		toc, start, err := readTOC(blobPath(layout, l), l, f)
+		toc, start, err := readTOC(images.BlobFile(layout, l), l, f)
 		if err != nil {
 			return 0, fmt.Errorf("table of contents of %s: %w", l.Digest, err)
 		}

@@ -92,7 +92,7 @@ func (b *bench) subjects(ctx context.Context, layout, name string, full, lazy im
 // unpack extracts the plain tar layers of an image, each into a directory of its
 // own, bottom first. The images measured have no whiteouts.
 func (b *bench) unpack(ctx context.Context, layout, tag string) (dirs []string, err error) {
-	m, err := manifest(layout, tag)
+	m, err := images.Manifest(layout, tag)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (b *bench) unpack(ctx context.Context, layout, tag string) (dirs []string, 
 		if err != nil {
 			return nil, err
 		}
-		if err := command(ctx, "tar", "x", "-C", dir, "-f", blobPath(layout, l), "--xattrs", "--xattrs-include=*", "--numeric-owner", "-p"); err != nil {
+		if err := command(ctx, "tar", "x", "-C", dir, "-f", images.BlobFile(layout, l), "--xattrs", "--xattrs-include=*", "--numeric-owner", "-p"); err != nil {
 			return nil, err
 		}
 		dirs = append(dirs, dir)

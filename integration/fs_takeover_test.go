@@ -30,9 +30,11 @@ import (
 	"github.com/laminafs/lamina/overlay"
 )
 
-// The server process of these tests is this test binary, run again as
-// TestFSServerProcess with what to serve in its environment and the session's
-// descriptor as its third.
+// The processes these tests need beside them are this test binary, run again with
+// what to do in its environment. It is done before TestMain, whose fixture they
+// have no use for and which wants root.
+var _ = runAsProcess()
+
 const (
 	serverStore    = "LAMINA_TEST_STORE"    // directory of merged.erofs and layers; set: be a server
 	serverTakeover = "LAMINA_TEST_TAKEOVER" // "1": continue a session
@@ -62,25 +64,31 @@ func (l layerFile) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return err
 }
 
-// TestFSServerProcess is a server when the environment says so, and nothing else.
-func TestFSServerProcess(t *testing.T) {
-	if file := os.Getenv(serverReader); file != "" {
-		readByFaults(t, file)
-		return
+// runAsProcess does what the environment asks for and ends the process, or returns.
+func runAsProcess() bool {
+	var err error
+	switch store, file, dir := os.Getenv(serverStore), os.Getenv(serverReader), os.Getenv(serverUnmount); {
+	case file != "":
+		err = readByFaults(file)
+	case dir != "":
+		err = fs.Unmount(dir, false)
+	case store != "":
+		err = serveStore(store)
+	default:
+		return false
 	}
-	store := os.Getenv(serverStore)
-	if store == "" {
-		return
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
-	if dir := os.Getenv(serverUnmount); dir != "" {
-		if err := fs.Unmount(dir, false); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
+	os.Exit(0)
+	return true
+}
+
+func serveStore(store string) error {
 	x, err := index.Open(filepath.Join(store, "merged.erofs"))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	delay, _ := time.ParseDuration(os.Getenv(serverDelay))
 	var layers []overlay.Data
@@ -88,7 +96,7 @@ func TestFSServerProcess(t *testing.T) {
 	for i, d := range x.Devices() {
 		f, err := os.Open(filepath.Join(store, strconv.Itoa(i)))
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		layers = append(layers, layerFile{f, delay})
 		served = append(served, fs.LayerData{Data: layerFile{f, delay}, Size: d.Size})
@@ -104,23 +112,20 @@ func TestFSServerProcess(t *testing.T) {
 			ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT, DisableSplice: true,
 		})
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		server.Serve()
-		return
+		return nil
 	}
 	dev := os.NewFile(3, "session")
 	if dir := os.Getenv(serverMount); dir != "" {
 		if dev, err = fs.Mount(dir, fs.MountOptions{Source: "a,b\\c d"}); err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
-	err = fs.Serve(context.Background(), dev, raw, fs.SessionOptions{
+	return fs.Serve(context.Background(), dev, raw, fs.SessionOptions{
 		InitFile: filepath.Join(store, "init"), Takeover: os.Getenv(serverTakeover) != "", Trim: x.Release,
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // A user without privileges mounts, reads and unmounts through fusermount3.
@@ -162,7 +167,7 @@ func TestFSRootless(t *testing.T) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 		return cmd
 	}
-	server := as(exe, "-test.run=^TestFSServerProcess$")
+	server := as(exe)
 	server.Env = append(os.Environ(), serverStore+"="+store, serverMount+"="+mnt, "TMPDIR="+store)
 	var said bytes.Buffer
 	server.Stdout, server.Stderr = &said, &said
@@ -192,7 +197,7 @@ func TestFSRootless(t *testing.T) {
 	if m.MountPoint != mnt || m.Source != "a,b\\c d" || !strings.Contains(m.Options, "nosuid") || !strings.Contains(m.Options, "nodev") {
 		t.Errorf("mount of the user: %+v", m)
 	}
-	end := as(exe, "-test.run=^TestFSServerProcess$")
+	end := as(exe)
 	end.Env = append(os.Environ(), serverStore+"="+store, serverUnmount+"="+mnt)
 	if out, err := end.CombinedOutput(); err != nil {
 		t.Errorf("unmount by the user: %v: %s", err, out)
@@ -213,22 +218,23 @@ func chownAll(dir string, id int) error {
 
 // readByFaults prints its thread, then reads the file's first page by a page fault
 // without read-ahead: the one kind of read that every signal interrupts.
-func readByFaults(t *testing.T, file string) {
+func readByFaults(file string) error {
 	runtime.LockOSThread()
 	signal.Notify(make(chan os.Signal, 1), unix.SIGUSR1)
 	f, err := os.Open(file)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	m, err := unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
-	if err == nil {
-		err = unix.Madvise(m, unix.MADV_RANDOM)
-	}
 	if err != nil {
-		t.Fatal(err)
+		return err
+	}
+	if err := unix.Madvise(m, unix.MADV_RANDOM); err != nil {
+		return err
 	}
 	fmt.Println(unix.Gettid())
 	fmt.Printf("%x\n", sha256.Sum256(m))
+	return nil
 }
 
 // faultReader is a process in readByFaults.
@@ -240,7 +246,7 @@ type faultReader struct {
 
 func startFaultReader(t *testing.T, file string) *faultReader {
 	t.Helper()
-	r := &faultReader{cmd: exec.Command(os.Args[0], "-test.run=^TestFSServerProcess$")}
+	r := &faultReader{cmd: exec.Command(os.Args[0])}
 	r.cmd.Env = append(os.Environ(), serverReader+"="+file)
 	pipe, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -316,7 +322,7 @@ func TestFSInterruptedFault(t *testing.T) {
 // startServer starts a server process; it ends with the test at the latest.
 func startServer(t testing.TB, store string, dev *os.File, env ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFSServerProcess$", "-test.timeout=0")
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(append(os.Environ(), serverStore+"="+store), env...)
 	if dev != nil {
 		cmd.ExtraFiles = []*os.File{dev}

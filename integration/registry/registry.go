@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/laminafs/lamina/integration/faultproxy"
+	"github.com/laminafs/lamina/integration/images"
 )
 
 // User and Password open every Registry.
@@ -146,7 +147,7 @@ func (r *Registry) Host() string { return r.addr }
 // AddLayout publishes every tagged image of an OCI layout; where says the
 // repository and tag of each. An empty repository leaves the image out.
 func (r *Registry) AddLayout(layout string, where func(tag string) (repo, version string)) error {
-	tags, err := Tagged(layout)
+	tags, err := images.Tagged(layout)
 	if err != nil {
 		return err
 	}

@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/laminafs/lamina/integration/images"
 )
 
 // storage is the registry's file-system driver's directory.
@@ -36,13 +37,13 @@ func (s storage) add(repo, tag string, desc ocispec.Descriptor) error {
 }
 
 func (s storage) manifest(repo string, desc ocispec.Descriptor) error {
-	if err := s.blob(desc.Digest); err != nil {
+	if err := s.blob(desc); err != nil {
 		return err
 	}
 	if err := link(s.path("repositories", repo, "_manifests", "revisions", "sha256", desc.Digest.Encoded(), "link"), desc.Digest); err != nil {
 		return err
 	}
-	b, err := os.ReadFile(s.layoutBlob(desc.Digest))
+	b, err := os.ReadFile(images.BlobFile(s.layout, desc))
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func (s storage) manifest(repo string, desc ocispec.Descriptor) error {
 		m.Layers = append(m.Layers, *m.Config)
 	}
 	for _, d := range m.Layers {
-		if err := s.blob(d.Digest); err != nil {
+		if err := s.blob(d); err != nil {
 			return err
 		}
 		if err := link(s.path("repositories", repo, "_layers", "sha256", d.Digest.Encoded(), "link"), d.Digest); err != nil {
@@ -73,17 +74,13 @@ func (s storage) manifest(repo string, desc ocispec.Descriptor) error {
 	return nil
 }
 
-func (s storage) layoutBlob(d digest.Digest) string {
-	return filepath.Join(s.layout, "blobs", "sha256", d.Encoded())
-}
-
-func (s storage) blob(d digest.Digest) error {
-	hexa := d.Encoded()
+func (s storage) blob(d ocispec.Descriptor) error {
+	hexa := d.Digest.Encoded()
 	dst := s.path("blobs", "sha256", hexa[:2], hexa, "data")
 	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
 		return err
 	}
-	if err := os.Link(s.layoutBlob(d), dst); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.Link(images.BlobFile(s.layout, d), dst); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return nil
@@ -94,23 +91,4 @@ func link(path string, d digest.Digest) error {
 		return err
 	}
 	return os.WriteFile(path, []byte(d.String()), 0o644)
-}
-
-// Tagged returns the named manifests of a layout.
-func Tagged(layout string) (map[string]ocispec.Descriptor, error) {
-	b, err := os.ReadFile(filepath.Join(layout, ocispec.ImageIndexFile))
-	if err != nil {
-		return nil, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, fmt.Errorf("layout %s: %w", layout, err)
-	}
-	tags := map[string]ocispec.Descriptor{}
-	for _, d := range index.Manifests {
-		if name := d.Annotations[ocispec.AnnotationRefName]; strings.TrimSpace(name) != "" {
-			tags[name] = d
-		}
-	}
-	return tags, nil
 }
