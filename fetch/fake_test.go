@@ -67,7 +67,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !ok {
 		w.WriteHeader(http.StatusNotFound)
-		fmt.Fprint(w, `{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown to registry"}]}`)
+		_, _ = fmt.Fprint(w, `{"errors":[{"code":"BLOB_UNKNOWN","message":"blob unknown to registry"}]}`)
 		return
 	}
 	if strings.Contains(r.URL.Path, "/manifests/") {
@@ -100,12 +100,6 @@ func (f *fake) seen(i int) *http.Request {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.requests[i]
-}
-
-func (f *fake) setFault(fault func(n int, w http.ResponseWriter, r *http.Request) bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.fault = fault
 }
 
 func (f *fake) host() string {

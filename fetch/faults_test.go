@@ -47,7 +47,7 @@ func status(code int, header ...string) func([]byte, http.ResponseWriter, *http.
 			w.Header().Set(header[i], header[i+1])
 		}
 		w.WriteHeader(code)
-		fmt.Fprint(w, "no\x1b[31m\nluck")
+		_, _ = fmt.Fprint(w, "no\x1b[31m\nluck")
 		return true
 	}
 }

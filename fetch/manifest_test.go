@@ -70,10 +70,10 @@ func TestManifestBad(t *testing.T) {
 		{"too big and says so", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Content-Length", "9999999999") }, fetch.ErrTooBig},
 		{"other digest in the header", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Docker-Content-Digest", digest.FromString("x").String())
-			fmt.Fprint(w, "{}")
+			_, _ = fmt.Fprint(w, "{}")
 		}, fetch.ErrDigest},
-		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") }, fetch.ErrUnavailable},
-		{"ambiguous", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"layers":[],"manifests":[]}`) }, fetch.ErrUnavailable},
+		{"not JSON", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "<html>") }, fetch.ErrUnavailable},
+		{"ambiguous", func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, `{"layers":[],"manifests":[]}`) }, fetch.ErrUnavailable},
 		{"204", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) }, fetch.ErrUnavailable},
 	} {
 		t.Run(k.name, func(t *testing.T) {

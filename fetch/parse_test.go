@@ -20,8 +20,10 @@ func TestContentRange(t *testing.T) {
 			t.Errorf("%q: %v, %v", s, got, err)
 		}
 	}
-	for _, s := range []string{"", "bytes", "bytes */100", "bytes 0-9", "bytes 9-0/100", "bytes 0-100/100", "bytes -1-9/100",
-		"bytes +1-9/100", "bytes 0-9/-1", "bytes 0-9223372036854775808/*", "items 0-9/100", "bytes=0-9/100"} {
+	for _, s := range []string{
+		"", "bytes", "bytes */100", "bytes 0-9", "bytes 9-0/100", "bytes 0-100/100", "bytes -1-9/100",
+		"bytes +1-9/100", "bytes 0-9/-1", "bytes 0-9223372036854775808/*", "items 0-9/100", "bytes=0-9/100",
+	} {
 		if got, err := parseContentRange(s); err == nil {
 			t.Errorf("%q: %v", s, got)
 		}

@@ -43,7 +43,9 @@ func inodeIsDevice(in []byte) bool {
 	t := inodeMode(in) & modeType
 	return t == modeChar || t == modeBlock
 }
+
 func inodeIsLinkTo(in []byte) bool { return inodeMode(in)&modeType == modeLink || inodeIsHardLink(in) }
+
 func inodeIsHardLink(in []byte) bool {
 	return inodeMode(in)&modeType == modeReg && inodeFlags(in)&HardLink != 0
 }

@@ -147,8 +147,15 @@ func TestKept(t *testing.T) {
 
 func TestXattrsLeftOut(t *testing.T) {
 	n := &index.Node{Mode: sReg, Xattrs: []index.Xattr{
-		{Name: "user.b", Value: []byte("old")}, {Name: "lustre.lov"}, {Name: "user."}, {Name: ""}, {Name: "system.nfs4_acl"},
-		{Name: "user.z\x00"}, {Name: "user." + strings.Repeat("n", 251)}, {Name: "user.b", Value: []byte("new")}, {Name: "security.a"},
+		{Name: "user.b", Value: []byte("old")},
+		{Name: "lustre.lov"},
+		{Name: "user."},
+		{Name: ""},
+		{Name: "system.nfs4_acl"},
+		{Name: "user.z\x00"},
+		{Name: "user." + strings.Repeat("n", 251)},
+		{Name: "user.b", Value: []byte("new")},
+		{Name: "security.a"},
 	}}
 	tree := one(n)
 	x := encode(t, tree)

@@ -278,7 +278,7 @@ func (p *plan) place() error {
 		var xattrs int64
 		if q.xattrs >= 0 {
 			var err error
-			if xattrs, err = p.measure(&p.xattrPlan.xattrs[q.xattrs]); err != nil {
+			if xattrs, err = p.measure(&p.xattrs[q.xattrs]); err != nil {
 				return p.fail(uint32(i), err)
 			}
 		}

@@ -125,7 +125,7 @@ func umountCommand() *cli.Command {
 					return err
 				}
 				for _, m := range all {
-					targets = append(targets, m.State.Name)
+					targets = append(targets, m.Name)
 				}
 			} else if len(targets) == 0 {
 				return usagef(c, "umount takes a mountpoint or a mount's name")
