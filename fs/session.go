@@ -223,7 +223,7 @@ func (s *session) result() error {
 
 // receive blocks for the next request. io.EOF means unmounted.
 func (s *session) receive(in []byte) (int, error) {
-	for {
+	for aborted := false; ; {
 		n, err := unix.Read(s.fd, in)
 		switch {
 		case err == nil && n == 0:
@@ -241,6 +241,10 @@ func (s *session) receive(in []byte) (int, error) {
 			}
 		case err == unix.ENODEV:
 			return 0, io.EOF
+		case err == unix.ECONNABORTED && !aborted:
+			// Said also when the request just taken was overtaken by an
+			// unmount. The next read knows which it was.
+			aborted = true
 		case err == unix.ECONNABORTED:
 			return 0, ErrAborted
 		default:

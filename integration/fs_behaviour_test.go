@@ -528,3 +528,47 @@ func TestFSMountErrors(t *testing.T) {
 		}
 	}
 }
+
+// A connection cut through fusectl is no unmount.
+func TestFSAbort(t *testing.T) {
+	s := newSample(1)
+	s.oddities()
+	_, x := s.write(t)
+	dir, done := t.TempDir(), make(chan error, 1)
+	dev, err := fs.Mount(dir, fs.MountOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = dev.Close() }()
+	go func() {
+		done <- fs.Serve(context.Background(), dev, fs.NewTree(overlay.New(x, s.data()), fs.TreeOptions{}), fs.SessionOptions{})
+	}()
+	noPoll(t, dir)
+	control := t.TempDir()
+	if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(control, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	_, minor, _ := strings.Cut(deviceOf(t, dir), ":")
+	if err := os.WriteFile(filepath.Join(control, minor, "abort"), []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-done:
+		if !errors.Is(err, fs.ErrAborted) {
+			t.Errorf("Serve: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("server goes on after its connection was cut")
+	}
+	if !fs.IsStale(dir) {
+		t.Error("a cut mount is not called stale")
+	}
+	if found, err := fs.CleanStale(dir); err != nil || !found {
+		t.Errorf("clean: %v, %v", found, err)
+	}
+}
