@@ -115,11 +115,17 @@ func TestRules(t *testing.T) {
 		{"link to lower", []th{link("a", "./usr/b")}, []string{"a link usr/b"}},
 		{"link before file", []th{link("a", "b"), {Name: "b"}}, []string{"a link b", "b"}},
 		{"link replaced", []th{{Name: "b"}, link("a", "b"), {Name: "a"}}, []string{"a", "b"}},
-		{"through a symlink", []th{{Name: "usr/lib/"}, sym("lib", "usr/lib"), {Name: "lib/x"}, sym("abs", "/usr"), {Name: "abs/y"}},
-			[]string{"abs -> /usr", "lib -> usr/lib", "usr/ implicit", "usr/lib/", "usr/lib/x", "usr/y"}},
+		{
+			"through a symlink",
+			[]th{{Name: "usr/lib/"}, sym("lib", "usr/lib"), {Name: "lib/x"}, sym("abs", "/usr"), {Name: "abs/y"}},
+			[]string{"abs -> /usr", "lib -> usr/lib", "usr/ implicit", "usr/lib/", "usr/lib/x", "usr/y"},
+		},
 		{"symlinks go anywhere", []th{sym("a", "../../../etc"), sym("b", "/")}, []string{"a -> ../../../etc", "b -> /"}},
-		{"overlay's xattrs", []th{{Name: "a/", PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.a": "b", "SCHILY.xattr.com.apple.x": "z"}}},
-			[]string{"a/ user.a=b"}},
+		{
+			"overlay's xattrs",
+			[]th{{Name: "a/", PAXRecords: map[string]string{"SCHILY.xattr.trusted.overlay.opaque": "y", "SCHILY.xattr.user.a": "b", "SCHILY.xattr.com.apple.x": "z"}}},
+			[]string{"a/ user.a=b"},
+		},
 	}
 	for _, tt := range tests {
 		tree, err := streamTree(t, tarOf(t, tt.in...))
