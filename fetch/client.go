@@ -72,6 +72,7 @@ type Client struct {
 	link    *link
 	limiter *rate.Limiter // of Background reads; nil without a bound
 	stats   counters
+	warming sync.WaitGroup // connections of Warm under way
 
 	mu         sync.Mutex               // guards the fields below
 	registries map[string]*registry     // by the domain of the reference
@@ -111,9 +112,10 @@ func New(o Options) *Client {
 	return c
 }
 
-// Close closes the connections that no stream uses. Streams under way go on,
+// Close waits for Warm and closes the connections that no stream uses. Streams under way go on,
 // and the client stays usable.
 func (c *Client) Close() {
+	c.warming.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for t := range c.transports {

@@ -107,9 +107,14 @@ func complete(img *Image) error {
 	return nil
 }
 
+// warmed is how many connections are opened beside the manifest's own: config
+// and layers are asked for at once, as soon as it is known.
+const warmed = 3
+
 // fetchImage opens an image at its registry.
 func fetchImage(ctx context.Context, n Name, want target, o Options) (*Image, error) {
 	src := registrySource{reference.TrimNamed(n.Ref), o.Client, o.Store}
+	o.Client.Warm(src.repo, warmed)
 	root, err := src.root(ctx, n)
 	if err != nil {
 		return nil, err

@@ -47,7 +47,11 @@ func openStore(o Options, log *slog.Logger) (*store, error) {
 	return &store{log: log, client: client, images: images, cache: layers}, nil
 }
 
-func (s *store) Close() error { return s.cache.Close() }
+func (s *store) Close() error {
+	err := s.cache.Close()
+	s.client.Close()
+	return err
+}
 
 // tree is an image whose layers are opened and merged.
 type tree struct {

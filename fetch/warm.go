@@ -1,0 +1,45 @@
+package fetch
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/distribution/reference"
+)
+
+// warmTime bounds the set-up of connections that nobody waits for.
+const warmTime = 5 * time.Second
+
+// Warm opens n connections to the first host that ref's blobs would come from
+// and returns at once. Who is about to ask for a manifest, and right after it
+// for several blobs, spares the blobs the set-up of their connections, which
+// costs two or three round trips. Nothing is authorised or kept of the
+// answers, and failures are left to the requests that matter. Close waits for
+// what is under way.
+func (c *Client) Warm(ref reference.Named, n int) {
+	cs, err := c.hostsOf(reference.Domain(ref), docker.HostCapabilityPull)
+	if err != nil || len(cs) == 0 {
+		return
+	}
+	h := cs[0].host
+	u := &url.URL{Scheme: h.rh.Scheme, Host: h.rh.Host, Path: h.rh.Path + "/"}
+	for range n {
+		c.warming.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), warmTime)
+			defer cancel()
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+			if err != nil {
+				return
+			}
+			req.Header.Set("User-Agent", c.o.UserAgent)
+			c.stats.requests.Add(1)
+			h.stats.requests.Add(1)
+			if resp, err := h.client.Do(req); err == nil {
+				drain(resp)
+			}
+		})
+	}
+}
