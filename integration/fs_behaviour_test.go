@@ -368,6 +368,7 @@ func TestFSLazyUnmount(t *testing.T) {
 	go func() {
 		done <- fs.Serve(context.Background(), dev, fs.NewTree(overlay.New(x, s.data()), fs.TreeOptions{}), fs.SessionOptions{})
 	}()
+	noPoll(t, filepath.Join(dir, "big"))
 	f, err := os.Open(filepath.Join(dir, "big"))
 	if err != nil {
 		t.Fatal(err)
@@ -543,7 +544,7 @@ func TestFSAbort(t *testing.T) {
 	go func() {
 		done <- fs.Serve(context.Background(), dev, fs.NewTree(overlay.New(x, s.data()), fs.TreeOptions{}), fs.SessionOptions{})
 	}()
-	noPoll(t, dir)
+	noPoll(t, filepath.Join(dir, "big"))
 	control := t.TempDir()
 	if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
 		t.Fatal(err)
