@@ -54,10 +54,10 @@ func loadTOC(ctx context.Context, src Source) (*Scanned, error) {
 	key, f, _ := Key(src)
 	note := tocOf(src.Desc)
 	var read func(context.Context, fetch.Blob, tocNote) (*toc, error)
-	switch {
-	case f == EStargz:
+	switch f {
+	case EStargz:
 		read = readEStargz
-	case f == ZstdChunked:
+	case ZstdChunked:
 		read = readZstdChunked
 	default:
 		return nil, ErrNoTOC

@@ -9,8 +9,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -127,7 +127,11 @@ func hasXattr(h tarscan.Header, name, value string) bool {
 // corpus returns Go's own test archives.
 func corpus(t testing.TB) map[string][]byte {
 	t.Helper()
-	dir := filepath.Join(runtime.GOROOT(), "src", "archive", "tar", "testdata")
+	goroot, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(strings.TrimSpace(string(goroot)), "src", "archive", "tar", "testdata")
 	files, err := filepath.Glob(filepath.Join(dir, "*.tar*"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no corpus in %s: %v", dir, err)

@@ -109,7 +109,7 @@ func (r *records) sparse(h *Header) (sparseKind, error) {
 	if len(r.pairs) > 0 {
 		r.smap = strings.Join(r.pairs, ",") // 0.0 becomes 0.1
 	}
-	kind := notSparse
+	var kind sparseKind
 	switch {
 	case r.major == "0" && (r.minor == "0" || r.minor == "1"):
 		kind = sparseRecords
