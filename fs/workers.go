@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/binary"
+	"os"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -53,7 +54,14 @@ func newWorker(s *session) *worker {
 	if w, ok := s.retired.Get().(*worker); ok {
 		return w
 	}
-	return &worker{s: s, in: make([]byte, requestBuffer), out: make([]byte, smallReply)}
+	w := &worker{s: s, in: make([]byte, requestBuffer), out: make([]byte, smallReply)}
+	// A request that the kernel hands to a process which is being killed is
+	// lost, with EIO, if its buffer has pages that were never touched: a dying
+	// process gets no new ones. Otherwise the next server is sent it again.
+	for i := 0; i < len(w.in); i += os.Getpagesize() {
+		w.in[i] = 1
+	}
+	return w
 }
 
 // work is one goroutine of the pool. Whoever takes the last waiting place's
