@@ -13,7 +13,6 @@ set -euo pipefail
 
 # The versions that `make lint` was written for; a newer linter may find more.
 gofumpt=mvdan.cc/gofumpt@v0.12.0
-staticcheck=honnef.co/go/tools/cmd/staticcheck@v0.8.2
 golangci=github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 demo_packages=(busybox-static ca-certificates fuse3)
@@ -62,7 +61,7 @@ install_tools() {
 	command -v go >/dev/null || die "no go command: lamina needs Go $(sed -n 's/^go //p' "$(dirname "$0")/../go.mod") or later"
 	local t stamp
 	mkdir -p "$tools"
-	for t in "$gofumpt" "$staticcheck" "$golangci"; do
+	for t in "$gofumpt" "$golangci"; do
 		stamp=$tools/.$(basename "${t%@*}")-${t##*@}-$(go env GOVERSION)
 		[ -e "$stamp" ] && continue
 		say "go install $t"
