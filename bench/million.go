@@ -65,7 +65,7 @@ func (b *bench) million(ctx context.Context) error {
 		return err
 	}
 	walked := time.Since(began)
-	rss, err := resident(s)
+	rss, err := memory(s)
 	if err != nil {
 		return err
 	}
@@ -87,8 +87,8 @@ func (b *bench) million(ctx context.Context) error {
 	return nil
 }
 
-// resident returns the resident memory of each of the user's processes, in MB.
-func resident(s *lamina.Store) (string, error) {
+// memory returns the resident memory of each of the user's processes, in MB.
+func memory(s *lamina.Store) (string, error) {
 	procs, err := s.Processes()
 	if err != nil {
 		return "", err

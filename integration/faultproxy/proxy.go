@@ -50,7 +50,7 @@ type Proxy struct {
 	mu     sync.Mutex // guards the rest
 	rng    *rand.Rand
 	faults Faults
-	seen   []Exchange
+	seen   []*Exchange
 }
 
 type connKey struct{}
@@ -130,12 +130,17 @@ func (p *Proxy) SetFaults(f Faults) {
 	p.faults = f
 }
 
-// Exchanges returns what was recorded since the start or the last Reset, in
-// order of completion. An exchange under way is not in it.
+// Exchanges returns what was begun since the start or the last Reset, in order
+// of beginning. One that has not been answered yet has no End; one whose body is
+// under way counts the bytes so far.
 func (p *Proxy) Exchanges() []Exchange {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return append([]Exchange(nil), p.seen...)
+	all := make([]Exchange, len(p.seen))
+	for i, e := range p.seen {
+		all[i] = *e
+	}
+	return all
 }
 
 // Reset forgets all exchanges.
@@ -145,10 +150,18 @@ func (p *Proxy) Reset() {
 	p.seen = nil
 }
 
-func (p *Proxy) record(e Exchange) {
+// record takes an exchange down; change changes it later.
+func (p *Proxy) record(e Exchange) *Exchange {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.seen = append(p.seen, e)
+	p.seen = append(p.seen, &e)
+	return &e
+}
+
+func (p *Proxy) change(e *Exchange, f func(*Exchange)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f(e)
 }
 
 func (p *Proxy) connected(at time.Time) {
@@ -175,26 +188,22 @@ func (p *Proxy) plan(r *http.Request) plan {
 // ServeHTTP passes a request on and its answer back, spoilt as planned.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	half := p.sched.rtt() / 2
-	e := Exchange{
-		Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"),
-		Start: time.Now().Add(-half),
-	}
 	pl := p.plan(r)
-	e.Fault = pl.kind
-	// In a defer, as a cut response leaves by panic.
-	defer func() {
-		if e.End.IsZero() {
-			e.End = time.Now().Add(half)
-		}
-		p.record(e)
-	}()
-	if e.Status = pl.faults.refuse(w, pl.kind); e.Status != 0 {
+	e := p.record(Exchange{
+		Method: r.Method, Path: r.URL.Path, Range: r.Header.Get("Range"),
+		Start: time.Now().Add(-half), Fault: pl.kind,
+	})
+	answered := func(status int, offset int64) {
+		p.change(e, func(e *Exchange) { e.Status, e.Offset, e.End = status, offset, time.Now().Add(half) })
+	}
+	if status := pl.faults.refuse(w, pl.kind); status != 0 {
+		answered(status, 0)
 		return
 	}
 	resp, err := p.forward(r, pl)
 	if err != nil {
-		e.Status = http.StatusBadGateway
-		http.Error(w, err.Error(), e.Status)
+		answered(http.StatusBadGateway, 0)
+		http.Error(w, err.Error(), http.StatusBadGateway)
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
@@ -216,15 +225,13 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if pl.kind == Short && resp.StatusCode == http.StatusPartialContent {
 		length = pl.shorten(w.Header(), length)
 	}
-	e.Status, e.Offset = resp.StatusCode, contentOffset(resp.Header)
 	w.WriteHeader(resp.StatusCode)
-	e.End = time.Now().Add(half)
+	answered(resp.StatusCode, contentOffset(resp.Header))
 	if r.Method == http.MethodHead {
 		return
 	}
 	b := body{pl: pl, length: length, conn: r.Context().Value(connKey{})}
-	b.copy(w, resp.Body)
-	e.Bytes = b.sent
+	b.copy(w, resp.Body, func(n int) { p.change(e, func(e *Exchange) { e.Bytes += int64(n) }) })
 	b.finish(w)
 }
 
@@ -280,7 +287,7 @@ type body struct {
 	sent   int64
 }
 
-func (b *body) copy(w io.Writer, r io.Reader) {
+func (b *body) copy(w io.Writer, r io.Reader, sent func(n int)) {
 	limit := int64(1) << 62
 	if b.length >= 0 {
 		limit = b.length
@@ -300,6 +307,7 @@ func (b *body) copy(w io.Writer, r io.Reader) {
 		}
 		m, werr := w.Write(buf[:n])
 		b.sent += int64(m)
+		sent(m)
 		if err != nil || werr != nil {
 			return
 		}

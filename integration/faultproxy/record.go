@@ -19,7 +19,7 @@ type Exchange struct {
 	// proxy sent it; Bytes of other responses counts their body.
 	Offset, Bytes int64
 	// Start and End are when the client began the exchange and when the first
-	// byte of the answer reached it.
+	// byte of the answer reached it; End is zero until then.
 	Start, End time.Time
 }
 
@@ -57,7 +57,7 @@ func containsAll(s string, parts []string) bool {
 // began after the one before had been answered: the number of round trips that
 // waited for each other, however many others ran beside them.
 func RoundTrips(ex []Exchange) int {
-	byEnd := slices.Clone(ex)
+	byEnd := slices.DeleteFunc(slices.Clone(ex), func(e Exchange) bool { return e.End.IsZero() })
 	slices.SortFunc(byEnd, func(a, b Exchange) int { return a.End.Compare(b.End) })
 	n := 0
 	var last time.Time
