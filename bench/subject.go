@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -30,11 +33,6 @@ func (b *bench) subjects(ctx context.Context, layout, name string, full, lazy im
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range lowers {
-		if err := command(ctx, "cp", "-a", l+"/.", flat); err != nil {
-			return nil, err
-		}
-	}
 	all := []subject{{"ext4", flat}}
 	// overlayfs takes the topmost layer first; a single one needs company.
 	var top []string
@@ -49,21 +47,26 @@ func (b *bench) subjects(ctx context.Context, layout, name string, full, lazy im
 		top = append(top, empty)
 	}
 	opts := "lowerdir=" + strings.Join(top, ":")
-	for _, fs := range []string{overlayfs, "fuse-overlayfs"} {
-		dir, err := b.newDir(fs)
+	for _, kind := range []string{overlayfs, "fuse-overlayfs"} {
+		dir, err := b.newDir(kind)
 		if err != nil {
 			return nil, err
 		}
-		if fs == overlayfs {
+		if kind == overlayfs {
 			err = unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, opts)
 		} else {
 			err = command(ctx, "fuse-overlayfs", "-o", opts, dir)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("mount %s: %w", fs, err)
+			return nil, fmt.Errorf("mount %s: %w", kind, err)
 		}
 		b.later(func() error { return unix.Unmount(dir, unix.MNT_DETACH) })
-		all = append(all, subject{fs, dir})
+		if kind == overlayfs {
+			if err := command(ctx, "cp", "-a", dir+"/.", flat); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, subject{kind, dir})
 	}
 	for _, l := range []struct {
 		name, engine string
@@ -90,7 +93,7 @@ func (b *bench) subjects(ctx context.Context, layout, name string, full, lazy im
 }
 
 // unpack extracts the plain tar layers of an image, each into a directory of its
-// own, bottom first. The images measured have no whiteouts.
+// own, bottom first, as lower layers of overlayfs.
 func (b *bench) unpack(ctx context.Context, layout, tag string) (dirs []string, err error) {
 	m, err := images.Manifest(layout, tag)
 	if err != nil {
@@ -104,9 +107,30 @@ func (b *bench) unpack(ctx context.Context, layout, tag string) (dirs []string, 
 		if err := command(ctx, "tar", "x", "-C", dir, "-f", images.BlobFile(layout, l), "--xattrs", "--xattrs-include=*", "--numeric-owner", "-p"); err != nil {
 			return nil, err
 		}
+		if err := whiteouts(dir); err != nil {
+			return nil, err
+		}
 		dirs = append(dirs, dir)
 	}
 	return dirs, nil
+}
+
+// whiteouts turns OCI's whiteouts into overlayfs's.
+func whiteouts(dir string) error {
+	const prefix, opaque = ".wh.", ".wh..wh..opq"
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || !strings.HasPrefix(d.Name(), prefix) {
+			return err
+		}
+		if err := os.Remove(p); err != nil {
+			return err
+		}
+		parent := filepath.Dir(p)
+		if d.Name() == opaque {
+			return unix.Setxattr(parent, "trusted.overlay.opaque", []byte("y"), 0)
+		}
+		return unix.Mknod(filepath.Join(parent, strings.TrimPrefix(d.Name(), prefix)), unix.S_IFCHR, 0)
+	})
 }
 
 // command runs a command; its error carries its output.
