@@ -274,6 +274,14 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 	if werr != nil {
 		l.store.storeFailed(l.key, werr)
 	}
+	if l.stored(r, k, &c, p, werr) {
+		l.began(k, &c, p)
+	}
+}
+
+// stored notes that chunk k of r, with content p, was written to the data file
+// unless werr says why not. It reports whether the chunk is as good as read.
+func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (read bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &r.flights[k-r.i] // may be over, given up before: the bytes are good all the same
@@ -298,7 +306,9 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 	} else if data == nil {
 		err = fmt.Errorf("%w: %w", errAgain, werr)
 	}
+	read = r.sure || f.wanted
 	l.finish(r, k, err, data)
+	return read
 }
 
 // isFull reports whether err says that there is no room for more data.

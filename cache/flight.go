@@ -31,6 +31,7 @@ type run struct {
 	i, j    int
 	flights []flight // of chunks i, i+1, ...
 	size    int64    // of the data, where that matters
+	sure    bool     // Want's: as good as read
 	prio    fetch.Priority
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -72,7 +73,12 @@ func (l *Layer) request(i, j int, keep bool, kept map[int][]byte) ([]*flight, er
 	}
 	spans := l.group(missing)
 	advice := l.ahead.note(i, j, size, true, l.store.budget.room())
-	bets := l.plan(advice, i, &spans)
+	var bets [][2]int
+	if advice.picks {
+		bets = l.surround(advice, i, j, &spans)
+	} else {
+		bets = l.plan(advice, i, &spans)
+	}
 	for n, s := range spans {
 		r := l.newRun(s[0], s[1], fetch.Reader)
 		for k := range r.flights {
@@ -227,9 +233,10 @@ func (l *Layer) bet(r *run, asked []int) {
 func (l *Layer) readMarked(i, j int) (size int64) {
 	for k := i; k < j; k++ {
 		if l.unmark(k) {
-			n := l.table.Chunk(k).BlobLen
-			l.charge(n, n)
-			size += n
+			c := l.table.Chunk(k)
+			l.charge(c.BlobLen, c.BlobLen)
+			size += c.BlobLen
+			l.began(k, &c, nil)
 		}
 	}
 	if size > 0 {

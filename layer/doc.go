@@ -60,8 +60,10 @@
 //	record, 72 bytes: one chunk
 //	  0    u64 data offset, u64 blob offset, u64 blob length
 //	  24   u64 bytes decoded before the chunk, from the blob offset on
-//	  32   u32 length | kind<<30: 0 data, 1 zeros, 2 copied
-//	  36   u32 point where decoding starts; 0xffffffff: none is needed
+//	  32   u32 length | kind<<30: 0 data, 1 zeros, 2 copied | 1<<29 if it goes on with
+//	       the file of the chunk before
+//	  36   u32 point where decoding starts; with a table of contents, the group of
+//	       the file instead; 0xffffffff: none
 //	  40   sha256 of the chunk
 //	point, 32 bytes: gzip only
 //	  0    u64 blob offset<<3 | bits of that byte that belong to what is before

@@ -35,6 +35,12 @@ type Chunk struct {
 	BlobOff, BlobLen int64 // the blob range that yields it; 0 for Zeros and Copied
 	Digest           [sha256.Size]byte
 	Kind             Kind
+	// Continues says that the chunk goes on with the file of the chunk before.
+	// Only tables of contents tell; elsewhere it is false.
+	Continues bool
+	// Group is the same for files of one folder that are of one kind, which are
+	// likely to be read together; 0 is no group. Only tables of contents tell.
+	Group uint32
 
 	inner int64 // bytes between where decoding starts and the chunk
 	point int   // where decoding starts: an index of points; none if negative
@@ -108,8 +114,12 @@ func (t *Table) Chunk(i int) Chunk {
 		Digest:  [sha256.Size]byte(r[40:72]),
 	}
 	n := binary.LittleEndian.Uint32(r[32:])
-	c.Len, c.Kind = int64(n&lenMask), Kind(n>>kindShift)
-	if p := binary.LittleEndian.Uint32(r[36:]); p != noPoint {
+	c.Len, c.Kind, c.Continues = int64(n&lenMask), Kind(n>>kindShift), n&continues != 0
+	switch p := binary.LittleEndian.Uint32(r[36:]); {
+	case p == noPoint:
+	case t.format == EStargz || t.format == ZstdChunked:
+		c.Group = p
+	default:
 		c.point = int(p)
 	}
 	return c
@@ -117,7 +127,8 @@ func (t *Table) Chunk(i int) Chunk {
 
 const (
 	kindShift = 30
-	lenMask   = 1<<kindShift - 1
+	continues = 1 << 29
+	lenMask   = continues - 1
 )
 
 func (t *Table) off(i int) int64 { return int64(binary.LittleEndian.Uint64(t.record(i))) }
@@ -260,10 +271,16 @@ func (b *tableBuilder) add(c Chunk) {
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.BlobOff))
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.BlobLen))
 	r = binary.LittleEndian.AppendUint64(r, uint64(c.inner))
-	r = binary.LittleEndian.AppendUint32(r, uint32(c.Len)|uint32(c.Kind)<<kindShift)
+	length := uint32(c.Len) | uint32(c.Kind)<<kindShift
+	if c.Continues {
+		length |= continues
+	}
+	r = binary.LittleEndian.AppendUint32(r, length)
 	p := uint32(noPoint)
 	if c.point >= 0 {
 		p = uint32(c.point)
+	} else if c.Group != 0 {
+		p = c.Group
 	}
 	r = binary.LittleEndian.AppendUint32(r, p)
 	b.records = append(r, c.Digest[:]...)

@@ -5,7 +5,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"math"
+	"path"
 	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -134,6 +137,7 @@ type tocLoader struct {
 // openFile is the regular file whose chunks are being read.
 type openFile struct {
 	name      string
+	group     uint32
 	off, size int64 // of its data
 	done      int64 // bytes that chunks cover
 	endOffset int64
@@ -236,9 +240,27 @@ func (l *tocLoader) treeEntry(e *tocEntry) (*entry, error) {
 
 // openFile starts a file with data; e is its first chunk too.
 func (l *tocLoader) openFile(e *tocEntry) error {
-	l.file = openFile{name: e.name, off: l.next, size: e.size, endOffset: e.endOffset, digest: e.digest}
+	l.file = openFile{name: e.name, group: groupOf(e.name), off: l.next, size: e.size, endOffset: e.endOffset, digest: e.digest}
 	l.next += alignUp(e.size)
 	return l.chunk(e)
+}
+
+// groupOf returns the group of the file called name: its folder and its suffix.
+// Files without a suffix, and libraries with a version, are in none: which of a folder of
+// programs or libraries is needed has nothing to do with where they lie.
+func groupOf(name string) uint32 {
+	dir, base := path.Split(name)
+	suffix := path.Ext(base)
+	if suffix == "" || strings.Contains(base, ".so.") {
+		return 0
+	}
+	h := fnv.New32a()
+	_, _ = io.WriteString(h, dir)
+	_, _ = io.WriteString(h, suffix)
+	if g := h.Sum32(); g != noPoint {
+		return g
+	}
+	return 0
 }
 
 // closeFile checks that chunks cover the whole file.
@@ -267,7 +289,7 @@ func (l *tocLoader) chunk(e *tocEntry) error {
 	if n <= 0 || n > f.size-f.done {
 		return fmt.Errorf("chunk of %d bytes at %d of %d", n, f.done, f.size)
 	}
-	c := Chunk{Off: f.off + f.done, Len: n, point: -1}
+	c := Chunk{Off: f.off + f.done, Len: n, Continues: f.done > 0, Group: f.group, point: -1}
 	f.done += n
 	switch e.chunkType {
 	case "", "data":
@@ -323,6 +345,7 @@ func (l *tocLoader) zeros(c Chunk) {
 	for c.Kind = Zeros; c.Off < end; c.Off += c.Len {
 		c.Len = min(end-c.Off, MaxChunk)
 		l.table.add(c)
+		c.Continues = true
 	}
 }
 

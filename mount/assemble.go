@@ -26,6 +26,7 @@ type store struct {
 	client *fetch.Client
 	images *image.Store
 	cache  *cache.Store
+	linker *linker
 }
 
 func openStore(o Options, log *slog.Logger) (*store, error) {
@@ -37,14 +38,15 @@ func openStore(o Options, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	linker := newLinker()
 	layers, err := cache.Open(o.Root, cache.Options{
-		Limit: o.CacheLimit, Log: log, Link: client.Link,
+		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: linker.began,
 		Held: func() (map[string]bool, error) { return held(o.Root) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &store{log: log, client: client, images: images, cache: layers}, nil
+	return &store{log: log, client: client, images: images, cache: layers, linker: linker}, nil
 }
 
 func (s *store) Close() error {
@@ -58,12 +60,16 @@ type tree struct {
 	image  *image.Image
 	layers []*cache.Layer
 	chain  *cache.Chain
+	linker *linker // ended before the layers; nil until it has a tree to watch
 }
 
 func (t *tree) Close() error {
 	var errs []error
 	if t.chain != nil {
 		errs = append(errs, t.chain.Close())
+	}
+	if t.linker != nil {
+		t.linker.Close()
 	}
 	for _, l := range t.layers {
 		if l != nil {
@@ -116,7 +122,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 	if err != nil {
 		return nil, err
 	}
-	t = &tree{image: img, layers: make([]*cache.Layer, len(img.Layers))}
+	t = &tree{image: img, linker: s.linker, layers: make([]*cache.Layer, len(img.Layers))}
 	defer func() {
 		if err != nil {
 			_ = t.Close()
@@ -146,7 +152,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 
 // reopen opens the layers of a mount that exists, without image or registry.
 func (s *store) reopen(ctx context.Context, m *State) (t *tree, err error) {
-	t = &tree{layers: make([]*cache.Layer, len(m.Layers))}
+	t = &tree{linker: s.linker, layers: make([]*cache.Layer, len(m.Layers))}
 	defer func() {
 		if err != nil {
 			_ = t.Close()

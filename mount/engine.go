@@ -44,20 +44,22 @@ func newSession(m *State, t *tree, log *slog.Logger) *session {
 	s := &session{stats: stats, opts: fs.SessionOptions{
 		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.chain.Index.Release, Log: log,
 	}}
-	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
-	if m.Engine == Kernel {
-		data := make([]fs.LayerData, len(t.layers))
-		for i, l := range t.layers {
-			data[i] = fs.LayerData{Data: l, Size: l.Size()}
-		}
-		s.raw = fs.NewData(data, o)
-		return s
-	}
 	data := make([]overlay.Data, len(t.layers))
 	for i, l := range t.layers {
 		data[i] = l
 	}
-	s.raw = fs.NewTree(overlay.New(t.chain.Index, data), o)
+	union := overlay.New(t.chain.Index, data)
+	t.linker.watch(union, t.layers)
+	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
+	if m.Engine == Kernel {
+		files := make([]fs.LayerData, len(t.layers))
+		for i, l := range t.layers {
+			files[i] = fs.LayerData{Data: l, Size: l.Size()}
+		}
+		s.raw = fs.NewData(files, o)
+		return s
+	}
+	s.raw = fs.NewTree(union, o)
 	return s
 }
 

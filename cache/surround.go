@@ -1,0 +1,127 @@
+package cache
+
+import "slices"
+
+// What a miss of a reader that goes here and there fetches besides, in shares of
+// what the link carries in a round trip.
+const (
+	smallShare = 4  // a chunk is small up to this fraction of a round trip
+	firstShare = 4  // what the first file of a group brings along
+	goOnTrips  = 4  // how much of the rest of a file is fetched
+	gapShare   = 16 // what may be fetched for nothing to spare a request
+	maxBets    = 4  // requests for all that
+
+	// neighbours is how many chunks on either side of a miss are looked at.
+	neighbours = 256
+)
+
+// surround chooses what to fetch on speculation around chunks [i, j), which a
+// reader who goes here and there has missed: the rest of its file, and small
+// chunks of its group on both sides. The first file that is read of a group
+// brings a few, the next ones more: a program reads one file in most of the
+// folders it enters, and nearly all in a few. What directly follows the last of
+// spans is added to it: it then comes behind what is waited for, and not beside
+// it. The rest is returned as spans of its own. mu must be held.
+func (l *Layer) surround(a advice, i, j int, spans *[][2]int) [][2]int {
+	room := l.store.budget.room()
+	s := surrounding{l: l, spans: *spans, small: a.trip / smallShare, gap: a.trip / gapShare}
+	k := j
+	for left := min(room, goOnTrips*a.trip); k < l.table.Len() && l.table.Chunk(k).Continues; k++ {
+		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
+			left -= size
+			room -= size
+		}
+	}
+	if group := l.table.Chunk(i).Group; group != 0 {
+		s.takeGroup(group, i, k, min(room, a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
+	}
+	bets := s.bets()
+	last := len(*spans) - 1
+	for n, b := range bets {
+		if last >= 0 && l.inRun((*spans)[last][0]) && b[0] >= (*spans)[last][1] && s.joins((*spans)[last][1], b[0]) {
+			(*spans)[last][1] = b[1]
+			return slices.Delete(bets, n, n+1)
+		}
+	}
+	return bets
+}
+
+// usedOf counts the neighbours of chunk i in its group that were read.
+func (l *Layer) usedOf(group uint32, i int) (n int) {
+	for k := max(0, i-neighbours); k < min(l.table.Len(), i+neighbours); k++ {
+		c := l.table.Chunk(k)
+		if c.Group == group && l.bm.has(k, &c.Digest) && !l.isMarked(k) {
+			n++
+		}
+	}
+	return n
+}
+
+// surrounding collects chunks to bet on.
+type surrounding struct {
+	l      *Layer
+	spans  [][2]int // to stay away from
+	small  int64    // compressed bytes up to which a chunk is small
+	gap    int64    // compressed bytes between chunks of one request
+	chosen []int
+}
+
+// take chooses chunk k if it is worth fetching.
+func (s *surrounding) take(k int) bool {
+	if !s.l.open(k, s.spans) {
+		return false
+	}
+	s.chosen = append(s.chosen, k)
+	return true
+}
+
+// takeGroup chooses small chunks of group, those nearest to [i, j) first, of
+// room bytes at the most.
+func (s *surrounding) takeGroup(group uint32, i, j int, room int64) {
+	try := func(k int) {
+		if k < 0 || k >= s.l.table.Len() {
+			return
+		}
+		c := s.l.table.Chunk(k)
+		if c.Group == group && c.BlobLen <= s.small && c.BlobLen <= room && s.take(k) {
+			room -= c.BlobLen
+		}
+	}
+	for d := range neighbours {
+		try(j + d)
+		try(i - 1 - d)
+	}
+}
+
+// bets joins the chosen chunks to spans, across gaps that are smaller than a
+// request is worth. Of too many spans the largest are kept.
+func (s *surrounding) bets() [][2]int {
+	slices.Sort(s.chosen)
+	var bets [][2]int
+	for _, k := range s.chosen {
+		if n := len(bets); n > 0 && s.joins(bets[n-1][1], k) {
+			bets[n-1][1] = k + 1
+			continue
+		}
+		bets = append(bets, [2]int{k, k + 1})
+	}
+	if len(bets) > maxBets {
+		size := func(b [2]int) int64 { return s.l.blobAt(b[1]) - s.l.blobAt(b[0]) }
+		slices.SortFunc(bets, func(a, b [2]int) int { return int(size(b) - size(a)) })
+		bets = bets[:maxBets]
+	}
+	return bets
+}
+
+// joins tells whether a span that ends before chunk i may go on to chunk k.
+func (s *surrounding) joins(i, k int) bool {
+	if s.l.blobAt(k)-s.l.blobAt(i) > s.gap {
+		return false
+	}
+	for ; i < k; i++ {
+		if s.l.flights[i] != nil || !s.l.inRun(i) || s.l.inSpans(s.spans, i) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,56 @@
+package overlay
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/index"
+)
+
+// maxLinks is how many symbolic links one path may lead through, as in Linux.
+const maxLinks = 40
+
+// Resolve returns the node that path leads to, from the root of the tree and
+// following symbolic links, none of which leads out of it. Errors are the
+// index's, and ELOOP.
+func (t *Tree) Resolve(path string) (index.NID, error) {
+	rest := strings.Split(path, "/")
+	at := []index.NID{t.Root()} // the way from the root
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = at[:max(1, len(at)-1)]
+			continue
+		}
+		nid, err := t.Lookup(at[len(at)-1], name)
+		if err != nil {
+			return 0, fmt.Errorf("resolve %s: %w", path, err)
+		}
+		var a index.Attr
+		if err := t.Attr(nid, &a); err != nil {
+			return 0, fmt.Errorf("resolve %s: %w", path, err)
+		}
+		if a.Mode&unix.S_IFMT != unix.S_IFLNK {
+			at = append(at, nid)
+			continue
+		}
+		target, err := t.Readlink(nid)
+		if err != nil {
+			return 0, fmt.Errorf("resolve %s: %w", path, err)
+		}
+		if links++; links > maxLinks {
+			return 0, fmt.Errorf("resolve %s: %w", path, unix.ELOOP)
+		}
+		if len(target) > 0 && target[0] == '/' {
+			at = at[:1]
+		}
+		rest = append(strings.Split(string(target), "/"), rest...)
+	}
+	return at[len(at)-1], nil
+}
