@@ -95,7 +95,7 @@ func (b *bench) million(ctx context.Context) error {
 		{"first mount (zstd, local), s", fmt.Sprintf("%.1f", first.Seconds()), ""},
 		{"warm mount, kernel engine, ms", ms(took["kernel"]), "30"},
 		{"warm mount, fuse engine, ms", ms(took["fuse"]), "30"},
-		{"walk of all names, warm, ms", ms(walked), ""},
+		{"walk of all names, ms", ms(walked), ""},
 		{"resident after walk and lstat of all, second mount: server and holder, MB", rss, "40"},
 		{"the same, first mount", rssFirst, ""},
 	}))
