@@ -37,6 +37,7 @@ func background(log *os.File, files []*os.File, args ...string) (*exec.Cmd, erro
 	c.Stdout, c.Stderr = log, log
 	c.ExtraFiles = files
 	c.Dir = "/"
+	c.Env = rootsEnv(os.Environ())
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return c, nil
 }
@@ -134,7 +135,7 @@ func startHolder(s *State, dev *os.File) (Process, error) {
 		return Process{}, fmt.Errorf("start holder: %w", err)
 	}
 	// The holder needs no threads and little memory.
-	c.Env = append(os.Environ(), "GOMAXPROCS=1", "GOGC=20")
+	c.Env = append(c.Env, "GOMAXPROCS=1", "GOGC=20")
 	if err := c.Start(); err != nil {
 		return Process{}, fmt.Errorf("start holder: %w", err)
 	}
