@@ -154,6 +154,9 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 	left := l.store.budget.room()
 	k, none := a.ahead, true
 	for ; k < l.table.Len() && l.blobAt(k) < a.until; k++ {
+		if a.within && !l.continues(k) {
+			break
+		}
 		if !l.open(k, *spans) {
 			continue
 		}

@@ -39,7 +39,7 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 	l.size = l.table.DataSize()
 	for l.tail = l.table.Len(); l.tail > 0 && l.table.Chunk(l.tail-1).Kind != layer.Data; l.tail-- {
 	}
-	l.ahead.at, l.ahead.link = l.blobAt, s.opts.Link
+	l.ahead.at, l.ahead.continues, l.ahead.link = l.blobAt, l.continues, s.opts.Link
 	if l.table.Format() == layer.Tar {
 		if local, ok := src.Blob.(fetch.Local); ok && !exists(s.layerPath(key, "data")) {
 			return l, l.openInPlace(local)
@@ -156,6 +156,9 @@ func (l *Layer) blobAt(i int) int64 {
 	c := l.table.Chunk(l.tail - 1)
 	return c.BlobOff + c.BlobLen
 }
+
+// continues tells whether chunk i goes on with the file of the chunk before.
+func (l *Layer) continues(i int) bool { return l.table.Chunk(i).Continues }
 
 func shapeOf(t *layer.Table) shape {
 	s := shape{chunks: t.Len(), size: t.DataSize()}

@@ -73,6 +73,7 @@ type stream struct {
 	began int64 // blob offset at which the present stretch began
 	read  int64 // compressed bytes read in it
 	reads int   // number of reads in it
+	files int   // number of files that were begun in it
 	stamp uint64
 }
 
@@ -84,6 +85,8 @@ type readAhead struct {
 	// at returns the blob offset at which chunk i begins; i may be the number
 	// of chunks.
 	at func(i int) int64
+	// continues tells whether chunk i goes on with the file of the one before.
+	continues func(i int) bool
 	// link is the measured round trip time and bandwidth.
 	link func() (time.Duration, float64)
 }
@@ -105,7 +108,14 @@ type advice struct {
 	// chosen by size, see Layer.surround. trip is what a round trip carries.
 	picks bool
 	trip  int64
+	// within ends what is fetched with the file: who reads one large file from
+	// front to back has not said that the next one is wanted.
+	within bool
 }
+
+// streamFiles is how many files a reader has to read in order before the next
+// ones are fetched ahead of it.
+const streamFiles = 3
 
 // note is told of a read of chunks [i, j), of which size compressed bytes were
 // read for the first time, and says what to fetch next. missed: the reader has
@@ -125,6 +135,11 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	s.ahead = max(s.ahead, s.pos)
 	s.read += size
 	s.reads++
+	for k := i; k < j; k++ {
+		if !r.continues(k) {
+			s.files++
+		}
+	}
 	here := r.at(s.pos)
 	passed := here - s.began
 	window := int64(0)
@@ -151,7 +166,7 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	}
 	return advice{
 		ahead: s.ahead, until: here + window, slop: window / 2, piece: max(trip, window/8),
-		picks: !streams, trip: trip,
+		picks: !streams, trip: trip, within: s.files < streamFiles,
 	}
 }
 

@@ -246,12 +246,12 @@ func (l *tocLoader) openFile(e *tocEntry) error {
 }
 
 // groupOf returns the group of the file called name: its folder and its suffix.
-// Files without a suffix, and libraries with a version, are in none: which of a folder of
-// programs or libraries is needed has nothing to do with where they lie.
+// Programs, and libraries with a version, are in none: which of a folder's is
+// needed has nothing to do with where it lies.
 func groupOf(name string) uint32 {
 	dir, base := path.Split(name)
 	suffix := path.Ext(base)
-	if suffix == "" || strings.Contains(base, ".so.") {
+	if strings.Contains(base, ".so.") || suffix == "" && strings.HasSuffix(dir, "bin/") {
 		return 0
 	}
 	h := fnv.New32a()

@@ -13,10 +13,10 @@ import (
 )
 
 // The tail of an eStargz that is read first shall hold the whole table in most
-// cases: a second request costs a round trip, and a table takes 1 to 2% of its
-// blob.
+// cases: a second request costs a round trip. Tables were 0.1 to 0.7% of the
+// blobs of Debian images.
 const (
-	tailShare = 50
+	tailShare = 100
 	minTail   = 64 << 10
 	maxTail   = 4 << 20
 )
