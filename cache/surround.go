@@ -6,7 +6,7 @@ import "slices"
 // what the link carries in a round trip.
 const (
 	smallShare = 4  // a chunk is small up to this fraction of a round trip
-	firstShare = 4  // what the first file of a group brings along
+	firstShare = 2  // what the first file of a group brings along
 	goOnTrips  = 4  // how much of the rest of a file is fetched
 	gapShare   = 16 // what may be fetched for nothing to spare a request
 	maxBets    = 4  // requests for all that

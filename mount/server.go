@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -259,6 +260,8 @@ func (s *server) work(ctx context.Context) (stop func()) {
 		l.Prefetch()
 	}
 	var wg sync.WaitGroup
+	// Indexes that were just built leave a heap that serving never needs again.
+	wg.Go(debug.FreeOSMemory)
 	wg.Go(func() {
 		if !s.state.Options.Fill {
 			return
