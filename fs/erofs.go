@@ -95,11 +95,31 @@ func MountErofs(dir, meta string, devices []string, o ErofsOptions) error {
 	}
 	c.setFlag("ro")
 	mount, err := c.mount(o.attr())
+	if errors.Is(err, unix.ENOTBLK) {
+		return fmt.Errorf("mount %s on %s: %w: the kernel mounts no file on %s", meta, dir, ErrNoKernelEngine, filesystemOf(meta))
+	}
 	if err != nil {
 		return fmt.Errorf("mount %s on %s: %w", meta, dir, err)
 	}
 	defer func() { _ = unix.Close(mount) }()
 	return attach(mount, dir)
+}
+
+// filesystemOf names the kind of filesystem that path is on, as far as
+// mountinfo tells.
+func filesystemOf(path string) string {
+	kind, at := "its filesystem", -1
+	mounts, err := Mounts()
+	if err != nil {
+		return kind
+	}
+	for _, m := range mounts {
+		dir := strings.TrimSuffix(m.MountPoint, "/") + "/"
+		if strings.HasPrefix(path, dir) && len(dir) >= at {
+			kind, at = m.FSType, len(dir)
+		}
+	}
+	return kind
 }
 
 // checkDevices finds what the kernel would only call an invalid argument.

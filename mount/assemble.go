@@ -129,7 +129,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 			t = nil
 		}
 	}()
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	for i, l := range img.Layers {
 		g.Go(func() (err error) {
 			report := func(done, total int64) {
@@ -137,7 +137,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 					p.Layer(i, l.Desc.Digest.String(), done, total)
 				}
 			}
-			t.layers[i], err = s.cache.Layer(ctx, layer.Source(l), report)
+			t.layers[i], err = s.cache.Layer(gctx, layer.Source(l), report)
 			return err
 		})
 	}

@@ -113,16 +113,13 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	if !t.complete() {
 		return nil, errNeedsServer
 	}
-	if err := os.MkdirAll(m.dir(), 0o700); err != nil {
-		return nil, err
-	}
 	// The record comes first: from now on the layers count as held.
 	if err := m.save(); err != nil {
 		return nil, err
 	}
 	if err := t.mountComplete(m); err != nil {
 		_ = m.remove()
-		return nil, err
+		return nil, errNeedsServer // which says why, or has another engine
 	}
 	return m, nil
 }
@@ -142,9 +139,6 @@ func cloneChain(m *State) (bool, error) {
 		m.ServedBy = e.ServedBy
 		if m.ServedBy == "" && e.Status == Serving {
 			m.ServedBy = e.Name
-		}
-		if err := os.MkdirAll(m.dir(), 0o700); err != nil {
-			return false, err
 		}
 		if err := m.save(); err != nil {
 			return false, err

@@ -143,22 +143,24 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
 	s.state = s.tree.state(name, o)
 	s.state.Engine, s.state.Reason = engine, reason
-	if err := os.MkdirAll(s.state.dir(), 0o700); err != nil {
-		return err
-	}
+	alone := false // the mount goes on without a server
+	defer func() {
+		if !alone {
+			err = errors.Join(err, s.state.remove())
+		}
+	}()
 	if engine == Kernel {
-		done, err := s.withoutServer(ready)
-		if done || err != nil {
+		if alone, err = s.withoutServer(ready); alone || err != nil {
 			return err
 		}
 	}
-	if err := s.serve(ctx, false, ready); err != nil && o.Engine == Auto && engine == Kernel && !s.ready {
+	err = s.serve(ctx, false, ready)
+	if err != nil && o.Engine == Auto && engine == Kernel && !s.ready {
 		s.log.Warn("kernel engine failed, going on with fuse", "error", err)
 		s.state.Engine, s.state.Reason = FUSE, err.Error()
-		return s.serve(ctx, false, ready)
-	} else {
-		return err
+		err = s.serve(ctx, false, ready)
 	}
+	return err
 }
 
 // withoutServer mounts what the kernel can show with no process of ours and
@@ -205,10 +207,12 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 	if takeover {
 		serving()
 	} else if err := s.mount(serving); err != nil {
-		return errors.Join(err, s.state.remove())
+		if s.session.dev != nil {
+			_ = s.session.dev.Close()
+		}
+		return err
 	}
 	defer func() { _ = s.session.dev.Close() }()
-	defer func() { _ = s.state.remove() }()
 	if s.hold && !takeover {
 		h, err := startHolder(s.state, s.session.dev)
 		if err != nil {
@@ -292,6 +296,7 @@ func TakeoverCommand(ctx context.Context, root, name string, dev *os.File) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
+	defer func() { err = errors.Join(err, m.remove()) }()
 	s.session = newSession(m, s.tree, log)
 	s.session.dev = dev
 	log.Info("took over", "mount", name, "image", m.Image, "layers", len(m.Layers))

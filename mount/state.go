@@ -127,6 +127,9 @@ func (s *State) save() error {
 	if err != nil {
 		return fmt.Errorf("save mount %s: %w", s.Name, err)
 	}
+	if err := os.MkdirAll(s.dir(), 0o700); err != nil {
+		return fmt.Errorf("save mount %s: %w", s.Name, err)
+	}
 	path := filepath.Join(s.dir(), "state.json")
 	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
