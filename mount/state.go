@@ -83,7 +83,8 @@ func (p Process) Alive() bool {
 }
 
 // startTime reads field 22 of /proc/<pid>/stat, counted after the command's
-// name, which may itself hold blanks and brackets. A zombie has ended.
+// name, which may itself hold blanks and brackets. A zombie has ended, once its
+// last thread has: until then it holds its files.
 func startTime(pid int) (string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -91,7 +92,7 @@ func startTime(pid int) (string, error) {
 	}
 	s := string(b)
 	fields := strings.Fields(s[strings.LastIndexByte(s, ')')+1:])
-	if len(fields) < 20 || fields[0] == "Z" {
+	if len(fields) < 20 || fields[0] == "Z" && fields[17] == "1" {
 		return "", fmt.Errorf("read /proc/%d/stat: %w", pid, fs.ErrNotExist)
 	}
 	return fields[19], nil
