@@ -37,6 +37,10 @@ func (t *Tree) Resolve(path string) (index.NID, error) {
 			return 0, fmt.Errorf("resolve %s: %w", path, err)
 		}
 		if a.Mode&unix.S_IFMT != unix.S_IFLNK {
+			// Lookup finds out too, but not of ".." and of a slash at the end.
+			if a.Mode&unix.S_IFMT != unix.S_IFDIR && len(rest) > 0 {
+				return 0, fmt.Errorf("resolve %s: %w", path, index.ErrNotDir)
+			}
 			at = append(at, nid)
 			continue
 		}
