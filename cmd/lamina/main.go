@@ -34,14 +34,15 @@ func run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "lamina: interrupted; what was fetched is kept")
+		return 130
+	}
 	fmt.Fprintln(os.Stderr, "lamina:", oneLine(err))
 	var usage *usageError
-	switch {
-	case errors.As(err, &usage):
+	if errors.As(err, &usage) {
 		fmt.Fprintf(os.Stderr, "Try 'lamina %s--help'.\n", usage.command)
 		return 2
-	case errors.Is(err, context.Canceled):
-		return 130
 	}
 	return 1
 }
