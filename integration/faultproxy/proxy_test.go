@@ -75,12 +75,23 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// within fails unless got is between want and want plus a tenth and some slack
-// for a loaded machine. Too fast is never excused.
-func within(t *testing.T, what string, got, want time.Duration) {
+// takes fails if f is ever faster than want, or never nearly as fast: the race
+// detector and another package's tests on the other core make a machine slow,
+// each time; what it must not do is make the link fast. bench/ has the machine
+// for itself.
+func takes(t *testing.T, what string, want time.Duration, f func()) {
 	t.Helper()
-	if got < want*97/100 || got > want*110/100+150*time.Millisecond {
-		t.Errorf("%s took %v, want about %v", what, got, want)
+	fastest := time.Hour
+	for range 10 {
+		began := time.Now()
+		f()
+		fastest = min(fastest, time.Since(began))
+		if fastest < want*110/100+20*time.Millisecond {
+			break
+		}
+	}
+	if fastest < want*97/100 || fastest > 3*want {
+		t.Errorf("%s took %v, want about %v", what, fastest, want)
 	}
 }
 
@@ -101,20 +112,21 @@ func TestLinkTimes(t *testing.T) {
 				cfg.Certificate = certificate(t)
 			}
 			p, c := start(t, blob, cfg)
-			began := time.Now()
-			resp, b, err := get(c, p.URL().String()+blobPath, "")
-			if err != nil || !bytes.Equal(b, blob) {
-				t.Fatalf("got %d bytes, %v", len(b), err)
-			}
-			if (resp.ProtoMajor == 2) != tc.h2 {
-				t.Errorf("protocol is %s", resp.Proto)
-			}
-			within(t, "first request", time.Since(began), body+time.Duration(tc.rounds)*link.RTT)
-			began = time.Now()
-			if _, _, err = get(c, p.URL().String()+blobPath, "bytes=0-9"); err != nil {
-				t.Fatal(err)
-			}
-			within(t, "request on an open connection", time.Since(began), link.RTT)
+			takes(t, "first request", body+time.Duration(tc.rounds)*link.RTT, func() {
+				c.CloseIdleConnections()
+				resp, b, err := get(c, p.URL().String()+blobPath, "")
+				if err != nil || !bytes.Equal(b, blob) {
+					t.Fatalf("got %d bytes, %v", len(b), err)
+				}
+				if (resp.ProtoMajor == 2) != tc.h2 {
+					t.Errorf("protocol is %s", resp.Proto)
+				}
+			})
+			takes(t, "request on an open connection", link.RTT, func() {
+				if _, _, err := get(c, p.URL().String()+blobPath, "bytes=0-9"); err != nil {
+					t.Fatal(err)
+				}
+			})
 		})
 	}
 }
@@ -122,17 +134,17 @@ func TestLinkTimes(t *testing.T) {
 func TestBandwidthIsShared(t *testing.T) {
 	blob := randomBytes(1_000_000)
 	p, c := start(t, blob, faultproxy.Config{Link: faultproxy.Link{BytesPerSecond: 20_000_000}})
-	began := time.Now()
-	var wg sync.WaitGroup
-	for range 6 {
-		wg.Go(func() {
-			if _, b, err := get(c, p.URL().String()+blobPath, ""); err != nil || len(b) != len(blob) {
-				t.Errorf("got %d bytes, %v", len(b), err)
-			}
-		})
-	}
-	wg.Wait()
-	within(t, "six transfers", time.Since(began), 300*time.Millisecond)
+	takes(t, "six transfers", 300*time.Millisecond, func() {
+		var wg sync.WaitGroup
+		for range 6 {
+			wg.Go(func() {
+				if _, b, err := get(c, p.URL().String()+blobPath, ""); err != nil || len(b) != len(blob) {
+					t.Errorf("got %d bytes, %v", len(b), err)
+				}
+			})
+		}
+		wg.Wait()
+	})
 }
 
 func TestFaults(t *testing.T) {
