@@ -72,11 +72,13 @@ func (t *Tree) file(path string) (extents []index.Extent, ok bool) {
 	if err := t.Attr(nid, &a); err != nil || a.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, false
 	}
+	known := true
 	err = t.Extents(nid, 0, a.Size, func(e index.Extent) bool {
+		known = e.Device > 0 && int(e.Device) <= len(t.layers)
 		extents = append(extents, e)
-		return len(extents) < maxNames
+		return known && len(extents) < maxNames
 	})
-	return extents, err == nil
+	return extents, err == nil && known
 }
 
 // dataReader reads a file by its data offset. Its size is not known: what is
@@ -153,6 +155,9 @@ func (p *program) dynamic(g elf.Prog64) error {
 	var names, paths []uint64
 	strings64 := uint64(0)
 	for _, d := range entries {
+		if elf.DynTag(d.Tag) == elf.DT_NULL {
+			break // what is behind it was never there, or was taken out
+		}
 		switch elf.DynTag(d.Tag) {
 		case elf.DT_STRTAB:
 			strings64 = d.Val

@@ -19,7 +19,7 @@ func (m memory) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if off < 0 || off+int64(len(p)) > int64(len(m)) {
+	if off < 0 || int64(len(p)) > int64(len(m))-off {
 		return io.ErrUnexpectedEOF
 	}
 	copy(p, m[off:])
