@@ -33,6 +33,7 @@ func TestFaults(t *testing.T) {
 	for i, f := range []images.Format{images.Gzip, images.EStargz, images.Podman} {
 		for j, e := range engines() {
 			t.Run(string(f)+"/"+e, func(t *testing.T) {
+				t.Parallel()
 				p := shared.proxy(t, faultproxy.Config{
 					Seed:   uint64(1 + i*2 + j),
 					Link:   faultproxy.Link{RTT: 2 * time.Millisecond},
@@ -107,6 +108,7 @@ func TestCorruptBlobs(t *testing.T) {
 	for _, f := range []images.Format{images.Gzip, images.EStargz, images.Podman} {
 		for _, e := range engines() {
 			t.Run(string(f)+"/"+e, func(t *testing.T) {
+				t.Parallel()
 				p := shared.proxy(t, faultproxy.Config{})
 				s := newStore(t, p.Host())
 				ref := p.Host() + "/lamina/debian:" + string(f)
@@ -187,6 +189,7 @@ func TestKill(t *testing.T) {
 	for i, f := range formats {
 		for j, e := range engines() {
 			t.Run(string(f)+"/"+e, func(t *testing.T) {
+				t.Parallel()
 				share := max(1, n/(len(formats)*2))
 				killed(t, f, e, share, rand.New(rand.NewPCG(uint64(i), uint64(j))))
 			})

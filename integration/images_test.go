@@ -17,9 +17,10 @@ import (
 // engines, and holds each against umoci's unpacking. Which engine comes first,
 // and so meets an empty cache, alternates.
 func TestImages(t *testing.T) {
-	p := shared.proxy(t, faultproxy.Config{})
 	for i, f := range images.Formats() {
 		t.Run(string(f), func(t *testing.T) {
+			t.Parallel()
+			p := shared.proxy(t, faultproxy.Config{})
 			s := newStore(t, p.Host())
 			for j, n := range images.Names() {
 				order := engines()
@@ -40,7 +41,6 @@ func TestImages(t *testing.T) {
 			if twice := faultproxy.SentTwice(chunks(p.Exchanges())); len(twice) > 0 {
 				t.Errorf("sent more than once: %v", twice)
 			}
-			p.Reset()
 		})
 	}
 }
@@ -51,6 +51,7 @@ func TestTransports(t *testing.T) {
 	for _, e := range engines() {
 		for _, f := range append(images.Formats(), images.Tar, images.Skopeo) {
 			t.Run("oci/"+string(f)+"/"+e, func(t *testing.T) {
+				t.Parallel()
 				dir := newStore(t).mount(t, set.Ref("debian", f), "--engine", e)
 				sameTree(t, shared.truth(t, "debian"), dir, f)
 			})
@@ -63,6 +64,7 @@ func TestTransports(t *testing.T) {
 	for _, n := range images.Names() {
 		for _, e := range engines() {
 			t.Run("docker-archive/"+n+"/"+e, func(t *testing.T) {
+				t.Parallel()
 				dir := newStore(t).mount(t, "docker-archive:"+set.DockerArchive(n), "--engine", e)
 				sameTree(t, shared.truth(t, n), dir, images.Tar)
 			})
@@ -100,6 +102,7 @@ func TestPrograms(t *testing.T) {
 		for _, f := range []images.Format{images.Gzip, images.EStargz, images.Podman} {
 			for _, e := range engines() {
 				t.Run(prog.image+"/"+string(f)+"/"+e, func(t *testing.T) {
+					t.Parallel()
 					s := newStore(t, p.Host())
 					dir := s.mount(t, p.Host()+"/lamina/"+prog.image+":"+string(f), "--engine", e)
 					out, err := prog.command(dir).CombinedOutput()

@@ -366,6 +366,7 @@ func (c oddCase) unpack(t *testing.T, tars [][]byte) tree.Tree {
 func TestOddLayers(t *testing.T) {
 	for _, c := range oddCases() {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			var tars [][]byte
 			for _, l := range c.layers {
 				tars = append(tars, l(t))
@@ -436,6 +437,7 @@ func TestHostileLayers(t *testing.T) {
 		for _, f := range []images.Format{images.Gzip, images.Tar} {
 			for _, e := range engines() {
 				t.Run(name+"/"+string(f)+"/"+e, func(t *testing.T) {
+					t.Parallel()
 					layout := filepath.Join(t.TempDir(), "layout")
 					base := layerOf(func(w w) { w.dir("etc"); w.file("etc/f", "x"); w.file("f", "lower") })
 					pack(t, layout, [][]byte{base(t), layerOf(layer)(t)}, f)
