@@ -183,13 +183,19 @@ func (l *Layer) composeHole(r *run, k int, c layer.Chunk) bool {
 	return true
 }
 
-// gap is how many bytes of a blob are better fetched for nothing than left out
-// by one more request.
+// gap is how many bytes of a blob that belong to no chunk are better fetched for
+// nothing than left out by one more request.
 func (l *Layer) gap() int64 { return l.ahead.roundTrip() / 4 }
 
 // near tells whether chunk k, after chunk j, is close enough to it in the blob
-// for both to be fetched in one request.
+// for both to be fetched in one request. What lies between must be no chunk's:
+// nothing that is present is downloaded again.
 func (l *Layer) near(j, k int, gap int64) bool {
+	for m := j + 1; m < k; m++ {
+		if l.table.Chunk(m).Kind == layer.Data {
+			return false
+		}
+	}
 	d := l.blobAt(k) - l.blobAt(j+1)
 	return d >= 0 && d <= gap
 }

@@ -118,9 +118,8 @@ func (l *Layer) charge(size, bet int64) {
 	l.count.speculatedUsed.Add(bet)
 }
 
-// group joins chunks, which ascend, to spans: neighbours, and those so near to
-// each other that fetching what lies between, which is present, costs less than
-// another request. mu must be held.
+// group joins chunks, which ascend, to spans: those that one request gets. mu
+// must be held.
 func (l *Layer) group(chunks []int) (spans [][2]int) {
 	gap := l.gap()
 next:
