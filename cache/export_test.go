@@ -60,3 +60,13 @@ func (s *Store) Budget() int64 {
 
 // ErrLocked is what Evict returns when another eviction runs.
 var ErrLocked = errLocked
+
+// Has tells whether the chunk with the byte at data offset off is present.
+func (l *Layer) Has(off int64) bool {
+	i, ok := l.table.Find(off)
+	c := l.table.Chunk(i)
+	return ok && l.bm.has(i, &c.Digest)
+}
+
+// Allowance is how much may be speculated on and not read, in compressed bytes.
+func (s *Store) Allowance() int64 { return s.Budget() + s.budget.room() }

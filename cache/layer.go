@@ -47,7 +47,9 @@ type Layer struct {
 	// marked has a bit for every chunk that was fetched on speculation by this
 	// process and not read yet.
 	marked []atomic.Uint32
-	count  counters
+	// told has a bit for every chunk of which Options.Began was told.
+	told  []atomic.Uint32
+	count counters
 
 	refs    int          // handed out and not closed; guarded by Store.mu
 	readers atomic.Int64 // running ReadAt calls, which the mappings must outlive

@@ -50,6 +50,9 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 		return l, err
 	}
 	l.marked = make([]atomic.Uint32, (l.table.Len()+31)/32)
+	if s.opts.Began != nil {
+		l.told = make([]atomic.Uint32, len(l.marked))
+	}
 	if l.bm, err = openBitmap(s.layerPath(key, "bitmap"), shapeOf(l.table), s.opts.boot, true); err != nil {
 		return l, err
 	}

@@ -24,24 +24,22 @@ const (
 // it. The rest is returned as spans of its own. mu must be held.
 func (l *Layer) surround(a advice, i, j int, spans *[][2]int) [][2]int {
 	room := l.store.budget.room()
-	s := surrounding{l: l, spans: *spans, small: a.trip / smallShare, gap: a.trip / gapShare}
+	s := surrounding{l: l, spans: *spans, room: room, small: a.trip / smallShare, gap: a.trip / gapShare}
 	k := j
-	for left := min(room, goOnTrips*a.trip); k < l.table.Len() && l.table.Chunk(k).Continues; k++ {
+	for left := goOnTrips * a.trip; k < l.table.Len() && l.table.Chunk(k).Continues; k++ {
 		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
 			left -= size
-			room -= size
 		}
 	}
 	if group := l.table.Chunk(i).Group; group != 0 {
-		s.takeGroup(group, i, k, min(room, a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
+		s.takeGroup(group, i, k, min(a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
 	}
 	bets := s.bets()
 	last := len(*spans) - 1
-	for n, b := range bets {
-		if last >= 0 && l.inRun((*spans)[last][0]) && b[0] >= (*spans)[last][1] && s.joins((*spans)[last][1], b[0]) {
-			(*spans)[last][1] = b[1]
-			return slices.Delete(bets, n, n+1)
-		}
+	n := slices.IndexFunc(bets, func(b [2]int) bool { return last >= 0 && b[0] >= (*spans)[last][1] })
+	if n >= 0 && l.inRun((*spans)[last][0]) && s.joins((*spans)[last][1], bets[n][0]) {
+		(*spans)[last][1] = bets[n][1]
+		bets = slices.Delete(bets, n, n+1)
 	}
 	return bets
 }
@@ -61,6 +59,7 @@ func (l *Layer) usedOf(group uint32, i int) (n int) {
 type surrounding struct {
 	l      *Layer
 	spans  [][2]int // to stay away from
+	room   int64    // compressed bytes that the budget has left
 	small  int64    // compressed bytes up to which a chunk is small
 	gap    int64    // compressed bytes between chunks of one request
 	chosen []int
@@ -68,9 +67,11 @@ type surrounding struct {
 
 // take chooses chunk k if it is worth fetching.
 func (s *surrounding) take(k int) bool {
-	if !s.l.open(k, s.spans) {
+	size := s.l.table.Chunk(k).BlobLen
+	if size > s.room || !s.l.open(k, s.spans) {
 		return false
 	}
+	s.room -= size
 	s.chosen = append(s.chosen, k)
 	return true
 }
@@ -109,19 +110,24 @@ func (s *surrounding) bets() [][2]int {
 		size := func(b [2]int) int64 { return s.l.blobAt(b[1]) - s.l.blobAt(b[0]) }
 		slices.SortFunc(bets, func(a, b [2]int) int { return int(size(b) - size(a)) })
 		bets = bets[:maxBets]
+		slices.SortFunc(bets, func(a, b [2]int) int { return a[0] - b[0] })
 	}
 	return bets
 }
 
-// joins tells whether a span that ends before chunk i may go on to chunk k.
+// joins tells whether a span that ends before chunk i may go on to chunk k, and
+// takes what is between them out of the room: absent chunks there are fetched
+// on speculation too.
 func (s *surrounding) joins(i, k int) bool {
-	if s.l.blobAt(k)-s.l.blobAt(i) > s.gap {
+	size := s.l.blobAt(k) - s.l.blobAt(i)
+	if size > min(s.gap, s.room) {
 		return false
 	}
 	for ; i < k; i++ {
-		if s.l.flights[i] != nil || !s.l.inRun(i) || s.l.inSpans(s.spans, i) {
+		if s.l.flights[i] != nil || !s.l.isAbsent(i) || !s.l.inRun(i) || s.l.inSpans(s.spans, i) {
 			return false
 		}
 	}
+	s.room -= size
 	return true
 }

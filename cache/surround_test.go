@@ -1,0 +1,269 @@
+package cache_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/stargz-snapshotter/estargz"
+
+	"github.com/laminafs/lamina/cache"
+)
+
+// noise returns n bytes that do not compress, so that sizes in the blob are known.
+func noise(seed, n int) []byte {
+	p := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), 1}).Read(p)
+	return p
+}
+
+// named makes files of given names and sizes.
+type named []file
+
+func (n *named) add(name string, size int) {
+	*n = append(*n, file{name, noise(len(*n), size)})
+}
+
+// brought lists the files that begin with a chunk that is present.
+func (f *fixture) brought(t *testing.T, l *cache.Layer) map[string]bool {
+	t.Helper()
+	have := make(map[string]bool)
+	for i, x := range f.list {
+		if len(x.data) > 0 && l.Has(f.at(t, l, i)) {
+			have[x.name] = true
+		}
+	}
+	return have
+}
+
+func (f *fixture) find(t *testing.T, name string) int {
+	t.Helper()
+	for i, x := range f.list {
+		if x.name == name {
+			return i
+		}
+	}
+	t.Fatalf("no file %s", name)
+	return 0
+}
+
+// read reads the file called name, and waits for what comes with it.
+func (f *fixture) read(t *testing.T, l *cache.Layer, name string) {
+	t.Helper()
+	i := f.find(t, name)
+	if err := f.check(t.Context(), l, f.at(t, l, i), int64(len(f.list[i].data))); err != nil {
+		t.Fatal(err)
+	}
+	waitIdle(t, l)
+}
+
+// modules is a folder of small .py files in runs of twenty, parted by what is not
+// to be fetched with them and too large to be fetched for nothing.
+func modules() (list named) {
+	for run := range 8 {
+		for i := range 20 {
+			list.add(fmt.Sprintf("dir000/m%d-%02d.py", run, i), 4<<10)
+			if i == 19 {
+				list.add(fmt.Sprintf("dir000/large%02d.py", run), 140<<10)
+			}
+		}
+		for i := range 3 {
+			list.add(fmt.Sprintf("dir000/t%02d%d.txt", run, i), 20<<10)
+		}
+	}
+	for i := range 20 {
+		list.add(fmt.Sprintf("dir001/other%d.py", i), 40<<10)
+	}
+	return list
+}
+
+// TestSurround: what comes with a miss is small, and of the folder and suffix
+// of what was missed; each of them that is read brings more.
+func TestSurround(t *testing.T) {
+	f := estargzFixture(t, modules())
+	const trip = 250_000
+	l := openLayer(t, t.TempDir(), cache.Options{
+		Link: func() (time.Duration, float64) { return 10 * time.Millisecond, 100 * trip },
+	}, f)
+	before, last := 0, 0
+	for n, name := range []string{"dir000/m3-10.py", "dir000/m6-10.py", "dir000/m0-00.py"} {
+		if l.Has(f.at(t, l, f.find(t, name))) {
+			t.Fatalf("%s is there already", name)
+		}
+		f.read(t, l, name)
+		have := f.brought(t, l)
+		for name := range have {
+			if !strings.HasPrefix(name, "dir000/m") {
+				t.Errorf("read %d brought %s", n, name)
+			}
+		}
+		got := len(have) - before
+		before = len(have)
+		t.Logf("read %d brought %d files", n, got)
+		switch {
+		case n == 0 && (got < 10 || got > trip/2/4096):
+			t.Errorf("the first read brought %d files", got)
+		case n == 1 && got <= last:
+			t.Errorf("the second read brought %d files, the first %d", got, last)
+		case n == 2 && got < 5:
+			t.Errorf("the third read brought %d files", got)
+		}
+		last = got
+	}
+	if err := f.checkAll(t.Context(), l, 50_000); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSurroundAlone: programs and libraries with a version bring none.
+func TestSurroundAlone(t *testing.T) {
+	var list named
+	for i := range 30 {
+		list.add(fmt.Sprintf("usrbin/tool%d", i), 4<<10)
+		list.add(fmt.Sprintf("usrbin/lib%d.so.1", i), 4<<10)
+	}
+	f := estargzFixture(t, list)
+	l := openLayer(t, t.TempDir(), linked(f), f)
+	for n, name := range []string{"usrbin/tool12", "usrbin/lib20.so.1"} {
+		f.read(t, l, name)
+		if have := f.brought(t, l); len(have) != n+1 {
+			t.Errorf("%s brought %v", name, have)
+		}
+	}
+}
+
+// TestSurroundFile: the rest of a file comes along, and behind what is waited for
+// in the same request.
+func TestSurroundFile(t *testing.T) {
+	var list named
+	list.add("usrbin/before", 100<<10)
+	list.add("usrbin/program", 400<<10)
+	list.add("usrbin/after", 100<<10)
+	f := estargzFixture(t, list, estargz.WithChunkSize(32<<10))
+	l := openLayer(t, t.TempDir(), linked(f), f)
+	requests := f.blob.requests()
+	off := f.at(t, l, 1)
+	if err := f.check(t.Context(), l, off+40<<10, 10); err != nil { // its second chunk
+		t.Fatal(err)
+	}
+	waitIdle(t, l)
+	for i := range int64(400 / 32) {
+		if got, want := l.Has(off+i*32<<10), i > 0; got != want {
+			t.Errorf("chunk %d: %v", i, got)
+		}
+	}
+	if have := f.brought(t, l); len(have) != 0 {
+		t.Errorf("it brought %v", have)
+	}
+	if n := f.blob.requests() - requests; n != 1 {
+		t.Errorf("%d requests", n)
+	}
+	// A long rest is cut where the budget, or the worth of it, ends.
+	list = nil
+	list.add("usrbin/huge", 8<<20)
+	f = estargzFixture(t, list, estargz.WithChunkSize(32<<10))
+	l = openLayer(t, t.TempDir(), linked(f), f)
+	if err := f.check(t.Context(), l, 0, 10); err != nil {
+		t.Fatal(err)
+	}
+	waitIdle(t, l)
+	if st := l.Stats(); st.Speculated < 300<<10 || st.Speculated > 512<<10 {
+		t.Errorf("%d bytes of speculation", st.Speculated)
+	}
+}
+
+// TestSurroundSameRequest: so do the files that follow, a few bytes of others
+// between them included.
+func TestSurroundSameRequest(t *testing.T) {
+	var list named
+	for i := range 20 {
+		list.add(fmt.Sprintf("dir000/f%02d.py", i), 4<<10)
+		list.add(fmt.Sprintf("dir000/f%02d.txt", i), 1<<10)
+	}
+	f := estargzFixture(t, list)
+	l := openLayer(t, t.TempDir(), linked(f), f)
+	requests := f.blob.requests()
+	f.read(t, l, "dir000/f00.py")
+	if have := f.brought(t, l); len(have) < 39 {
+		t.Errorf("%d files of 40", len(have))
+	}
+	if n := f.blob.requests() - requests; n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+// TestSurroundBudget: what was fetched on speculation and not read stays within
+// the allowance, what lies between the chosen chunks included.
+func TestSurroundBudget(t *testing.T) {
+	gaps, mixed := named{}, named{}
+	for i := range 600 {
+		gaps.add(fmt.Sprintf("dir000/f%03d.py", i), 1<<10)
+		gaps.add(fmt.Sprintf("dir000/f%03d.txt", i), 28<<10)
+		mixed.add(fmt.Sprintf("dir%03d/f%03d.%d", i/200, i, i%3), 1<<10+i*7919%(60<<10))
+	}
+	for name, list := range map[string]named{"gaps": gaps, "mixed": mixed, "runs": modules()} {
+		t.Run(name, func(t *testing.T) {
+			f := estargzFixture(t, list, estargz.WithChunkSize(32<<10))
+			o := linked(f)
+			f.blob.rtt, f.blob.bps = 0, 0
+			s := openStore(t, t.TempDir(), o)
+			l, err := s.Layer(t.Context(), f.src, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := errors.Join(l.Close(), s.Close()); err != nil {
+					t.Error(err)
+				}
+			}()
+			f.place(t, l)
+			rnd := rand.New(rand.NewPCG(4, 4))
+			for n := range 40 {
+				if err := f.check(t.Context(), l, rnd.Int64N(l.Size()), 3000); err != nil {
+					t.Fatal(err)
+				}
+				waitIdle(t, l)
+				if got, most := s.Budget(), s.Allowance(); got > most {
+					t.Fatalf("read %d: %d bytes of speculation, %d allowed", n, got, most)
+				}
+			}
+			if err := f.checkAll(t.Context(), l, 100_000); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestSurroundTogether: many readers and wishes at once get the right bytes, and
+// no chunk is fetched over and over.
+func TestSurroundTogether(t *testing.T) {
+	f := estargzFixture(t, modules(), estargz.WithChunkSize(16<<10))
+	l := openLayer(t, t.TempDir(), cache.Options{Began: func(*cache.Layer, int64, []byte) {}}, f)
+	before := f.blob.got.Load()
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(g), 7))
+			for range 200 {
+				off := rnd.Int64N(l.Size())
+				l.Want(off, rnd.Int64N(1<<20))
+				if err := f.check(t.Context(), l, rnd.Int64N(l.Size()), rnd.Int64N(40_000)); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	waitIdle(t, l)
+	if n := f.blob.got.Load() - before; n > f.blob.Size()*3/2 {
+		t.Errorf("%d bytes fetched of %d", n, f.blob.Size())
+	}
+	if err := f.checkAll(t.Context(), l, 64<<10); err != nil {
+		t.Error(err)
+	}
+}
