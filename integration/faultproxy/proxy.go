@@ -231,7 +231,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	b := body{pl: pl, length: length, conn: r.Context().Value(connKey{})}
-	b.copy(w, resp.Body, func(n int) { p.change(e, func(e *Exchange) { e.Bytes += int64(n) }) })
+	cut := b.copy(w, resp.Body, func(n int) { p.change(e, func(e *Exchange) { e.Bytes += int64(n) }) })
+	p.change(e, func(e *Exchange) { e.Cut = cut })
 	b.finish(w)
 }
 
@@ -287,7 +288,8 @@ type body struct {
 	sent   int64
 }
 
-func (b *body) copy(w io.Writer, r io.Reader, sent func(n int)) {
+// copy returns whether the client went away.
+func (b *body) copy(w io.Writer, r io.Reader, sent func(n int)) (cut bool) {
 	limit := int64(1) << 62
 	if b.length >= 0 {
 		limit = b.length
@@ -309,9 +311,12 @@ func (b *body) copy(w io.Writer, r io.Reader, sent func(n int)) {
 		b.sent += int64(m)
 		sent(m)
 		if err != nil || werr != nil {
-			return
+			// A client that goes away ends its request, and with it the one
+			// upstream.
+			return werr != nil || errors.Is(err, context.Canceled)
 		}
 	}
+	return false
 }
 
 // finish ends a cut response: the client must not take it for whole.

@@ -289,3 +289,32 @@ func TestCloseAfterAnswer(t *testing.T) {
 		}
 	}
 }
+
+// What a client did not wait for does not count as sent to it.
+func TestCutExchange(t *testing.T) {
+	blob := randomBytes(4_000_000)
+	p, c := start(t, blob, faultproxy.Config{Link: faultproxy.Link{BytesPerSecond: 4_000_000}})
+	resp, err := c.Get(p.URL().String() + blobPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		ex := p.Exchanges()
+		if ex[len(ex)-1].Cut {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not seen as cut: %+v", ex[len(ex)-1])
+		}
+	}
+	if _, _, err := get(c, p.URL().String()+blobPath, "bytes=0-99999"); err != nil {
+		t.Fatal(err)
+	}
+	if twice := faultproxy.SentTwice(p.Exchanges()); len(twice) > 0 {
+		t.Errorf("sent twice: %v", twice)
+	}
+}

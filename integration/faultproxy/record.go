@@ -18,6 +18,9 @@ type Exchange struct {
 	// Offset and Bytes are the part of the blob that was sent, as far as the
 	// proxy sent it; Bytes of other responses counts their body.
 	Offset, Bytes int64
+	// Cut says that the client went away before the end of the body: it may have
+	// taken less than Bytes.
+	Cut bool
 	// Start and End are when the client began the exchange and when the first
 	// byte of the answer reached it; End is zero until then.
 	Start, End time.Time
@@ -70,12 +73,13 @@ func RoundTrips(ex []Exchange) int {
 }
 
 // SentTwice returns, per path, how many bytes of blobs were sent more than once.
-// Paths of which no byte was sent twice are left out.
+// Paths of which no byte was sent twice are left out, and so are exchanges that
+// the client cut: what it did not take had to be sent again.
 func SentTwice(ex []Exchange) map[string]int64 {
 	type span struct{ from, to int64 }
 	spans := map[string][]span{}
 	for _, e := range ex {
-		if e.Bytes > 0 && e.Status/100 == 2 && strings.Contains(e.Path, "/blobs/") {
+		if e.Bytes > 0 && !e.Cut && e.Status/100 == 2 && strings.Contains(e.Path, "/blobs/") {
 			spans[e.Path] = append(spans[e.Path], span{e.Offset, e.Offset + e.Bytes})
 		}
 	}
