@@ -67,21 +67,27 @@ func (s *session) serve(ctx context.Context) error {
 	return fs.Serve(ctx, s.dev, s.raw, s.opts)
 }
 
-// devices returns the data files of t's layers for the kernel; the place of
-// an incomplete one is empty.
-func (t *tree) devices() []string {
+// devices returns the data files of t's layers for the kernel, and notes in m
+// which it is given; the place of an incomplete one is empty. m is to be saved
+// before the mount is made.
+func (t *tree) devices(m *State) []string {
 	paths := make([]string, len(t.layers))
 	for i, l := range t.layers {
-		if p, ok := l.DataFile(); ok {
-			paths[i] = p
-		}
+		paths[i], m.Layers[i].Direct = l.DataFile()
 	}
 	return paths
 }
 
-// mount puts the session's tree at m's directory; start starts serving it and
-// must not wait.
+// mount saves m and puts the session's tree at its directory; start starts
+// serving it and must not wait.
 func (s *session) mount(m *State, t *tree, start func()) (err error) {
+	var devices []string
+	if m.Engine == Kernel {
+		devices = t.devices(m)
+	}
+	if err := m.save(); err != nil {
+		return err
+	}
 	if m.Engine != Kernel {
 		if s.dev, err = fs.Mount(m.Options.Dir, fs.MountOptions{Source: m.Image}); err == nil {
 			start()
@@ -89,7 +95,7 @@ func (s *session) mount(m *State, t *tree, start func()) (err error) {
 		return err
 	}
 	return fs.MountKernel(m.Options.Dir, fs.KernelMount{
-		Meta: t.chain.Path, Devices: t.devices(),
+		Meta: t.chain.Path, Devices: devices,
 		Serve: func(dev *os.File) error {
 			fd, err := unix.FcntlInt(dev.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 			if err != nil {
@@ -102,7 +108,12 @@ func (s *session) mount(m *State, t *tree, start func()) (err error) {
 	})
 }
 
-// mountComplete mounts a tree whose layers are all complete, with no session.
+// mountComplete saves m and mounts a tree whose layers are all complete, with no
+// session.
 func (t *tree) mountComplete(m *State) error {
-	return fs.MountErofs(m.Options.Dir, t.chain.Path, t.devices(), fs.ErofsOptions{})
+	devices := t.devices(m)
+	if err := m.save(); err != nil {
+		return err
+	}
+	return fs.MountErofs(m.Options.Dir, t.chain.Path, devices, fs.ErofsOptions{})
 }

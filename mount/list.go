@@ -130,8 +130,8 @@ func (e *NotMountedError) Error() string {
 	return e.Target + " is not a mount of this store; 'lamina mounts' lists them"
 }
 
-// held returns the keys of the layers whose data files the kernel uses with
-// no process of ours in between. They must not be evicted.
+// held returns the keys of the layers whose data files the kernel reads with no
+// process of ours in between. They must not be evicted.
 func held(root string) (map[string]bool, error) {
 	all, err := List(root)
 	if err != nil {
@@ -139,11 +139,10 @@ func held(root string) (map[string]bool, error) {
 	}
 	keys := map[string]bool{}
 	for _, e := range all {
-		if e.Engine != Kernel {
-			continue
-		}
 		for _, l := range e.Layers {
-			keys[l.Key] = true
+			if l.Direct {
+				keys[l.Key] = true
+			}
 		}
 	}
 	return keys, nil

@@ -113,10 +113,6 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	if !t.complete() {
 		return nil, errNeedsServer
 	}
-	// The record comes first: from now on the layers count as held.
-	if err := m.save(); err != nil {
-		return nil, err
-	}
 	if err := t.mountComplete(m); err != nil {
 		_ = m.remove()
 		return nil, errNeedsServer // which says why, or has another engine
@@ -139,6 +135,9 @@ func cloneChain(m *State) (bool, error) {
 		m.ServedBy = e.ServedBy
 		if m.ServedBy == "" && e.Status == Serving {
 			m.ServedBy = e.Name
+		}
+		for i := range m.Layers {
+			m.Layers[i].Direct = e.Layers[i].Direct
 		}
 		if err := m.save(); err != nil {
 			return false, err

@@ -174,9 +174,6 @@ func (s *server) withoutServer(ready func(*State)) (bool, error) {
 		return false, err
 	}
 	if !ok && s.tree.complete() {
-		if err := s.state.save(); err != nil {
-			return false, err
-		}
 		if err := s.tree.mountComplete(s.state); err != nil {
 			// The caller goes on with a server, which reports what stays wrong.
 			s.log.Warn("mount of complete layers failed", "error", err)
@@ -206,7 +203,7 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 	serving := func() { go func() { ended <- s.session.serve(sctx) }() }
 	if takeover {
 		serving()
-	} else if err := s.mount(serving); err != nil {
+	} else if err := s.session.mount(s.state, s.tree, serving); err != nil {
 		if s.session.dev != nil {
 			_ = s.session.dev.Close()
 		}
@@ -246,14 +243,6 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 			ctx = sctx
 		}
 	}
-}
-
-// mount records the mount and makes it.
-func (s *server) mount(serving func()) error {
-	if err := s.state.save(); err != nil {
-		return err
-	}
-	return s.session.mount(s.state, s.tree, serving)
 }
 
 // work starts what goes on beside the readers: prefetch of what the image

@@ -26,6 +26,9 @@ type LayerState struct {
 	// File is empty for a blob of the registry that State.Repository names.
 	File   string `json:"file,omitempty"`
 	Offset int64  `json:"offset,omitempty"`
+	// Direct says that the kernel reads the layer's data file itself, so that
+	// nothing may be taken out of it.
+	Direct bool `json:"direct,omitempty"`
 }
 
 // State is the record of one mount. It is immutable but for the processes'
