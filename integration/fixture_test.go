@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func newFixture() (*fixture, error) {
+func newFixture() (f *fixture, err error) {
 	if os.Geteuid() != 0 {
 		return nil, fmt.Errorf("these tests mount and unmount: they need root")
 	}
@@ -61,10 +61,17 @@ func newFixture() (*fixture, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &fixture{set: set, truths: map[string]tree.Tree{}}
-	if f.dir, err = os.MkdirTemp(images.CacheDir(), "run-"); err != nil {
+	f = &fixture{set: set, truths: map[string]tree.Tree{}}
+	dir, err := os.MkdirTemp(images.CacheDir(), "run-")
+	if err != nil {
 		return nil, err
 	}
+	f.dir = dir
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(dir)
+		}
+	}()
 	if f.program, err = lamina.Build(f.dir); err != nil {
 		return nil, err
 	}

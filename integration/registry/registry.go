@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/laminafs/lamina/integration/faultproxy"
@@ -86,6 +87,8 @@ func (r *Registry) Resume(ctx context.Context) error {
 	r.cmd = exec.Command("docker-registry", "serve", filepath.Join(r.dir, "config.yml"))
 	r.log.Reset()
 	r.cmd.Stdout, r.cmd.Stderr = &r.log, &r.log
+	// A test that times out cleans nothing up.
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.cmd.Start(); err != nil {
 		return fmt.Errorf("start docker-registry: %w", err)
 	}
