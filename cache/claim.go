@@ -299,7 +299,7 @@ func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (rea
 	if werr == nil {
 		switch {
 		case f.over:
-		case f.wanted:
+		case f.wanted || r.sure:
 			l.charge(c.BlobLen, f.bet)
 			f.bet = 0
 		case f.bet > 0:

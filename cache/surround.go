@@ -25,14 +25,9 @@ const (
 func (l *Layer) surround(a advice, i, j int, spans *[][2]int) [][2]int {
 	room := l.store.budget.room()
 	s := surrounding{l: l, spans: *spans, room: room, small: a.trip / smallShare, gap: a.trip / gapShare}
-	k := j
-	for left := goOnTrips * a.trip; k < l.table.Len() && l.table.Chunk(k).Continues; k++ {
-		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
-			left -= size
-		}
-	}
+	from, to := s.takeFile(i, j, a.trip)
 	if group := l.table.Chunk(i).Group; group != 0 {
-		s.takeGroup(group, i, k, min(a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
+		s.takeGroup(group, from, to, min(a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
 	}
 	bets := s.bets()
 	last := len(*spans) - 1
@@ -74,6 +69,40 @@ func (s *surrounding) take(k int) bool {
 	s.room -= size
 	s.chosen = append(s.chosen, k)
 	return true
+}
+
+// takeFile chooses chunks of the file that chunks [i, j) are part of, and returns
+// the file's chunks, or those of it that are near. Where a file comes in large
+// chunks the next one is worth a bet at once, for it takes long to come. Where it
+// comes in small ones, those around the miss are: a program is read here and
+// there, in all directions, and the more of it was read, the more will be.
+func (s *surrounding) takeFile(i, j int, trip int64) (from, to int) {
+	l := s.l
+	for from = i; from > 0 && i-from < neighbours && l.continues(from); from-- {
+	}
+	for to = j; to < l.table.Len() && to-j < neighbours && l.continues(to); to++ {
+	}
+	used := int64(1)
+	for k := from; k < to; k++ {
+		if c := l.table.Chunk(k); l.bm.has(k, &c.Digest) && !l.isMarked(k) {
+			used++
+		}
+	}
+	window := min(trip*used/firstShare, goOnTrips*trip)
+	if l.table.Chunk(i).BlobLen >= trip/2 {
+		window = goOnTrips * trip
+	}
+	for k, left := j, window; k < to && l.blobAt(k)-l.blobAt(j) < window; k++ {
+		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
+			left -= size
+		}
+	}
+	for k, left := i-1, window/2; k >= from && l.blobAt(i)-l.blobAt(k) <= window/2; k-- {
+		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
+			left -= size
+		}
+	}
+	return from, to
 }
 
 // takeGroup chooses small chunks of group, those nearest to [i, j) first, of

@@ -136,8 +136,8 @@ func TestSurroundAlone(t *testing.T) {
 	}
 }
 
-// TestSurroundFile: the rest of a file comes along, and behind what is waited for
-// in the same request.
+// TestSurroundFile: what is near in the same file comes along, what follows behind
+// what is waited for in the same request.
 func TestSurroundFile(t *testing.T) {
 	var list named
 	list.add("usrbin/before", 100<<10)
@@ -152,17 +152,18 @@ func TestSurroundFile(t *testing.T) {
 	}
 	waitIdle(t, l)
 	for i := range int64(400 / 32) {
-		if got, want := l.Has(off+i*32<<10), i > 0; got != want {
+		// A half of what a round trip carries, 500 kB, and the chunk before.
+		if got, want := l.Has(off+i*32<<10), i < 9; got != want {
 			t.Errorf("chunk %d: %v", i, got)
 		}
 	}
-	if have := f.brought(t, l); len(have) != 0 {
+	if have := f.brought(t, l); len(have) != 1 || !have["usrbin/program"] {
 		t.Errorf("it brought %v", have)
 	}
-	if n := f.blob.requests() - requests; n != 1 {
+	if n := f.blob.requests() - requests; n != 2 {
 		t.Errorf("%d requests", n)
 	}
-	// A long rest is cut where the budget, or the worth of it, ends.
+	// Of a long file more comes along, the more of it was read.
 	list = nil
 	list.add("usrbin/huge", 8<<20)
 	f = estargzFixture(t, list, estargz.WithChunkSize(32<<10))
@@ -171,8 +172,23 @@ func TestSurroundFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitIdle(t, l)
-	if st := l.Stats(); st.Speculated < 300<<10 || st.Speculated > 512<<10 {
-		t.Errorf("%d bytes of speculation", st.Speculated)
+	first := l.Stats().Speculated
+	if first < 150<<10 || first > 250_000 {
+		t.Errorf("%d bytes of speculation", first)
+	}
+	for i := range int64(8) { // what came along is read now, and so is evidence
+		if err := f.check(t.Context(), l, i*32<<10, 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitIdle(t, l)
+	before := l.Stats().Speculated
+	if err := f.check(t.Context(), l, 4<<20, 10); err != nil {
+		t.Fatal(err)
+	}
+	waitIdle(t, l)
+	if more := l.Stats().Speculated - before; more <= first {
+		t.Errorf("%d bytes of speculation after 9 chunks were read, %d after one", more, first)
 	}
 }
 

@@ -8,10 +8,14 @@ import (
 // headLen is how many bytes of a file Options.Began is shown.
 const headLen = 64
 
+// endShare is how much of the end of a file Want fetches, as a share of what the
+// link carries in a round trip; of its beginning it is all of that.
+const endShare = 8
+
 // Want begins to fetch the file whose data is [off, off+n), which is about to be
-// read: its first and its last chunk, where programs are entered and linked.
-// What is between them follows when the file is read. It returns at once, and
-// is a hint: nothing may come of it.
+// read: its beginning and its end, where programs are entered and linked, each
+// at least a chunk; all of it if it is small. What is between them follows when
+// the file is read. It returns at once, and is a hint: nothing may come of it.
 func (l *Layer) Want(off, n int64) {
 	l.readers.Add(1) // the mappings must outlive this
 	defer l.readers.Add(-1)
@@ -19,19 +23,37 @@ func (l *Layer) Want(off, n int64) {
 		return
 	}
 	i, j := l.span(off, off+n)
+	trip := l.ahead.roundTrip()
+	first, last := min(i+1, j), max(i, j-1)
+	for first < j && l.blobAt(first+1)-l.blobAt(i) <= trip {
+		first++
+	}
+	for last > first && l.blobAt(j)-l.blobAt(last-1) <= trip/endShare {
+		last--
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
 		return
 	}
-	for _, s := range [][2]int{{i, min(i+1, j)}, {max(i+1, j-1), j}} {
-		if s[0] >= s[1] || !l.open(s[0], nil) {
-			continue
+	l.want(i, first)
+	l.want(max(first, last), j)
+}
+
+// want starts runs of those of chunks [i, j) that are worth fetching. mu must be
+// held.
+func (l *Layer) want(i, j int) {
+	for k := i; k < j; {
+		end := k
+		for end < j && l.open(end, nil) {
+			end++
 		}
-		r := l.newRun(s[0], s[1], fetch.Reader)
-		r.sure = true
-		l.bet(r, nil)
-		l.launch(r)
+		if end > k {
+			r := l.newRun(k, end, fetch.Reader)
+			r.sure = true // no bet: the budget is for those
+			l.launch(r)
+		}
+		k = end + 1
 	}
 }
 
