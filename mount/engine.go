@@ -73,7 +73,11 @@ func (s *session) serve(ctx context.Context) error {
 func (t *tree) devices(m *State) []string {
 	paths := make([]string, len(t.layers))
 	for i, l := range t.layers {
-		paths[i], m.Layers[i].Direct = l.DataFile()
+		// A tar inside an archive has a path too, but not one to give away: its
+		// data does not begin where the file does.
+		if p, ok := l.DataFile(); ok {
+			paths[i], m.Layers[i].Direct = p, true
+		}
 	}
 	return paths
 }
