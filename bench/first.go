@@ -304,7 +304,7 @@ func (b *bench) warmMounts(s *lamina.Store, ref string) (map[string]time.Duratio
 
 // podman pulls into a store of its own and mounts there.
 func (b *bench) podman(ctx context.Context, dir, ref string) (undo func() error, root string, err error) {
-	// podman takes no long paths for what is only for now.
+	// podman takes no long paths for its run directory.
 	run, err := os.MkdirTemp("", "bench")
 	if err != nil {
 		return nil, "", err

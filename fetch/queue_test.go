@@ -71,7 +71,8 @@ func TestParallel(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 		return false
 	}
-	b := f.blob(t, newClient(t, fetch.Options{Parallel: 3}), p)
+	c := newClient(t, fetch.Options{Parallel: 3})
+	b := f.blob(t, c, p)
 	var wg sync.WaitGroup
 	for i := range 30 {
 		wg.Go(func() {
@@ -88,6 +89,27 @@ func TestParallel(t *testing.T) {
 	wg.Wait()
 	if most.Load() != 3 {
 		t.Errorf("at most %d at a time", most.Load())
+	}
+	// Some give up later, in the queue or under way. The server goes on with
+	// those for a while, so they are counted on our side.
+	for i := range 30 {
+		wg.Go(func() {
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			if i%3 == 0 {
+				time.AfterFunc(5*time.Millisecond, cancel)
+			}
+			if _, err := readRange(ctx, b, 5, 100); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+			if s := c.Stats(); s.Active > 3 {
+				t.Errorf("%d active", s.Active)
+			}
+		})
+	}
+	wg.Wait()
+	if s := c.Stats(); s.Active != 0 || s.Waiting != 0 {
+		t.Errorf("%d active, %d waiting at the end", s.Active, s.Waiting)
 	}
 }
 
