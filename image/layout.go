@@ -38,6 +38,7 @@ type tree interface {
 type section struct {
 	path      string
 	off, size int64
+	whole     bool // all of the file: size is what it was when it was found
 }
 
 // blob is the section as a blob with the digest.
@@ -45,14 +46,22 @@ func (s section) blob(d digest.Digest) fetch.Blob { return fetch.OpenFile(s.path
 
 // read reads the section, which must not be longer than limit.
 func (s section) read(limit int64) ([]byte, error) {
-	if s.size > limit {
-		return nil, fmt.Errorf("%w: %d bytes, more than %d", ErrCorrupt, s.size, limit)
-	}
 	f, err := os.Open(s.path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	if s.whole {
+		// Another process may have replaced the file since it was found.
+		st, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		s.size = st.Size()
+	}
+	if s.size > limit {
+		return nil, fmt.Errorf("%w: %d bytes, more than %d", ErrCorrupt, s.size, limit)
+	}
 	b := make([]byte, s.size)
 	if _, err := f.ReadAt(b, s.off); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -89,7 +98,7 @@ func (t dirTree) file(name string) (section, error) {
 	if !st.Mode().IsRegular() {
 		return section{}, fmt.Errorf("%w: %s is not a regular file", ErrCorrupt, path)
 	}
-	return section{path: path, size: st.Size()}, nil
+	return section{path: path, size: st.Size(), whole: true}, nil
 }
 
 // layoutSource reads an OCI image layout out of a tree.

@@ -311,8 +311,9 @@ func TestStoreConcurrentPut(t *testing.T) {
 	const writers, each = 4, 5
 	r := newRegistry(t)
 	s := newStore(t)
-	var wait sync.WaitGroup
+	var wait, readers sync.WaitGroup
 	var want []string
+	written := make(chan struct{})
 	for i := range writers {
 		var refs []string
 		for j := range each {
@@ -330,15 +331,22 @@ func TestStoreConcurrentPut(t *testing.T) {
 			}
 			putAll(t, s, refs)
 		})
-		wait.Go(func() { // readers see a whole index at any time
-			for range 50 {
+		readers.Go(func() { // they see a whole index at any time
+			for {
 				if _, err := s.List(); err != nil {
 					t.Error(err)
+				}
+				select {
+				case <-written:
+					return
+				default:
 				}
 			}
 		})
 	}
 	wait.Wait()
+	close(written)
+	readers.Wait()
 	for _, ref := range want {
 		if _, err := s.Lookup(t.Context(), ref, "", nil); err != nil {
 			t.Error(err)
