@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"io"
 	"time"
 )
@@ -70,3 +71,19 @@ func (l *Layer) Has(off int64) bool {
 
 // Allowance is how much may be speculated on and not read, in compressed bytes.
 func (s *Store) Allowance() int64 { return s.Budget() + s.budget.room() }
+
+// WaitFlock is waitFlock; the function it returns gives the lock back.
+func WaitFlock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
+	l, err := waitFlock(ctx, path, waiting)
+	if err != nil {
+		return nil, err
+	}
+	return l.unlock, nil
+}
+
+// Turns is the number of locks that somebody has or waits for.
+func Turns() int {
+	turns.mu.Lock()
+	defer turns.mu.Unlock()
+	return len(turns.m)
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/distribution/reference"
@@ -94,8 +95,10 @@ func (t *tree) complete() bool {
 // way: a mount costs one round trip less.
 func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, err error) {
 	early, cancel := context.WithCancel(ctx)
-	var ahead errgroup.Group
-	defer func() { cancel(); _ = ahead.Wait() }()
+	var ahead sync.WaitGroup
+	defer func() { cancel(); ahead.Wait() }()
+	done := make(chan struct{})
+	defer close(done)
 	pull, err := image.ParsePolicy(o.Pull)
 	if err != nil {
 		return nil, err
@@ -108,13 +111,13 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 				if _, f, _ := layer.Key(layer.Source(l)); f != layer.EStargz && f != layer.ZstdChunked {
 					continue
 				}
-				ahead.Go(func() error {
-					// Only to have it in the store: what fails is tried again below,
-					// where errors are reported.
+				ahead.Go(func() {
+					// Open until the layers below are: what fails is tried again
+					// there, where errors are reported.
 					if opened, err := s.cache.Layer(early, layer.Source(l), nil); err == nil {
+						<-done
 						_ = opened.Close()
 					}
-					return nil
 				})
 			}
 		},
