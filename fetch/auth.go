@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
@@ -32,6 +33,76 @@ type session struct {
 	generation int // counts authorizers
 	authorizer docker.Authorizer
 	bearer     string // a token found among the credentials
+
+	// Before the first challenge only: credentials to be sent unasked, and
+	// where they come from. See foresee.
+	early chan authn.AuthConfig
+	basic authn.AuthConfig
+}
+
+// patience is how long the first request waits for credentials that are sent
+// unasked. A file is read in a millisecond; a helper program may take longer
+// than the round trip that is to be spared.
+const patience = 10 * time.Millisecond
+
+// foresee has credentials looked up before the host asks for them, for the first
+// request to carry: a registry that wants a name and a password then answers
+// it at once, where a challenge would cost a round trip. One that wants
+// tokens does not mind and challenges as ever. They go nowhere but to the host
+// they are kept for, and only where nobody can listen. It returns what does the
+// look-up, or nil.
+func (s *session) foresee() func(context.Context) {
+	if s.host.rh.Scheme != "https" && !s.host.loopback || s.client.o.Insecure {
+		return nil
+	}
+	select {
+	case s.turn <- struct{}{}:
+		defer s.unlock()
+	default:
+		return nil // somebody is at it
+	}
+	if s.generation > 0 || s.early != nil {
+		return nil
+	}
+	early := make(chan authn.AuthConfig, 1)
+	s.early = early
+	return func(ctx context.Context) {
+		creds, err := s.credentials(ctx)
+		if err != nil || creds.IdentityToken != "" || creds.RegistryToken != "" {
+			creds = authn.AuthConfig{}
+		}
+		early <- creds
+	}
+}
+
+// unasked adds what foresee found to req. turn must be held.
+func (s *session) unasked(ctx context.Context, req *http.Request) {
+	if s.early != nil {
+		select {
+		case s.basic = <-s.early:
+		case <-time.After(patience):
+		case <-ctx.Done():
+		}
+		s.early = nil
+	}
+	if s.basic.Username != "" && s.basic.Password != "" {
+		req.SetBasicAuth(s.basic.Username, s.basic.Password)
+	}
+}
+
+// withdraw stops sending credentials unasked. It reports whether resp may be the
+// host's way of saying that it did not like them.
+func (s *session) withdraw(ctx context.Context, resp *http.Response) bool {
+	if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusForbidden || s.lock(ctx) != nil {
+		return false
+	}
+	defer s.unlock()
+	_, _, sent := resp.Request.BasicAuth()
+	if s.generation > 0 || !sent {
+		return false
+	}
+	s.basic = authn.AuthConfig{}
+	return true
 }
 
 // session returns the host's session for a repository.
@@ -72,6 +143,8 @@ func (s *session) authorize(ctx context.Context, req *http.Request) (generation 
 			s.authorizer = nil // it would give the same error for ever
 			return 0, s.tokenError(err)
 		}
+	case s.generation == 0:
+		s.unasked(ctx, req)
 	}
 	return s.generation, nil
 }

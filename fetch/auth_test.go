@@ -320,3 +320,63 @@ type target struct{ registry, repo string }
 
 func (r target) RegistryStr() string { return r.registry }
 func (r target) String() string      { return r.registry + "/" + r.repo }
+
+// TestUnasked: after Warm the first request carries a name and a password, so
+// that they cost no challenge; who does not want them gets none.
+func TestUnasked(t *testing.T) {
+	p := randomBytes(10_000)
+	const basic = "Basic bWU6c2VjcmV0"
+	password := authn.AuthConfig{Username: "me", Password: "secret"}
+	for _, c := range []struct {
+		name     string
+		keys     authn.Keychain
+		insecure bool
+		reject   int    // answer to credentials; 0: they are wanted
+		first    string // what the first request carries
+		requests int    // for two ranges
+	}{
+		{name: "wanted", keys: userKeys{password}, first: basic, requests: 2},
+		{name: "wanted, but anybody may listen", keys: userKeys{password}, insecure: true, requests: 3},
+		{name: "refused as malformed", keys: userKeys{password}, reject: http.StatusBadRequest, first: basic, requests: 3},
+		{name: "refused as forbidden", keys: userKeys{password}, reject: http.StatusForbidden, first: basic, requests: 3},
+		{name: "a token is no password", keys: userKeys{authn.AuthConfig{RegistryToken: "abc"}}, reject: 500, requests: 2},
+		{name: "a broken helper", keys: brokenKeys{}, reject: 500, requests: 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(t, httptest.NewServer)
+			f.put(p)
+			var mu sync.Mutex
+			var sent []string
+			f.allow = func(w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				header := r.Header.Get("Authorization")
+				if r.URL.Path != "/v2/" { // not Warm's own
+					sent = append(sent, header)
+				}
+				switch {
+				case c.reject != 0 && header != "":
+					w.WriteHeader(c.reject)
+				case c.reject == 0 && header != basic:
+					w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
+					w.WriteHeader(http.StatusUnauthorized)
+				default:
+					return true
+				}
+				return false
+			}
+			client := newClient(t, fetch.Options{Keychain: c.keys, Insecure: c.insecure})
+			client.Warm(f.ref(t, ""), 1)
+			client.Settle()
+			b := f.blob(t, client, p)
+			for range 2 {
+				wantRange(t, b, p, 100, 100)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if sent[0] != c.first || len(sent) != c.requests {
+				t.Errorf("requests carried %q, want %d and first %q", sent, c.requests, c.first)
+			}
+		})
+	}
+}

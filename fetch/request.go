@@ -42,6 +42,11 @@ func (c *Client) get(ctx context.Context, h *host, r request, touch func()) (*ht
 			return nil, u, err
 		}
 		switch resp.StatusCode {
+		case http.StatusBadRequest, http.StatusForbidden:
+			if !own || !h.session(c, r.repo).withdraw(ctx, resp) {
+				return resp, u, nil
+			}
+			drain(resp)
 		case http.StatusUnauthorized:
 			if !own || renewed {
 				return resp, u, nil

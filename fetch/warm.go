@@ -16,15 +16,24 @@ const warmTime = 5 * time.Second
 // Warm opens n connections to the first host that ref's blobs would come from
 // and returns at once. Who is about to ask for a manifest, and right after it
 // for several blobs, spares the blobs the set-up of their connections, which
-// costs two or three round trips. Nothing is authorised or kept of the
-// answers, and failures are left to the requests that matter. Close waits for
-// what is under way.
+// costs two or three round trips. Credentials for the host are looked up
+// meanwhile, and the first request carries them if they are a name and a
+// password that nobody can listen to. Nothing is kept of the answers, and
+// failures are left to the requests that matter. Close waits for what is under
+// way.
 func (c *Client) Warm(ref reference.Named, n int) {
 	cs, err := c.hostsOf(reference.Domain(ref), docker.HostCapabilityPull)
 	if err != nil || len(cs) == 0 {
 		return
 	}
 	h := cs[0].host
+	if look := h.session(c, reference.Path(ref)).foresee(); look != nil {
+		c.warming.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), warmTime)
+			defer cancel()
+			look(ctx)
+		})
+	}
 	u := &url.URL{Scheme: h.rh.Scheme, Host: h.rh.Host, Path: h.rh.Path + "/"}
 	for range n {
 		c.warming.Go(func() {
