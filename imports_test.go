@@ -16,16 +16,17 @@ const module = "github.com/laminafs/lamina/"
 // in one room may import one another.
 var below = map[string]string{
 	"cmd":         "mount image",
-	"mount":       "fs overlay cache layer index fetch image",
+	"mount":       "fs lookahead overlay cache layer index fetch image",
 	"fs":          "overlay cache layer index fetch",
+	"lookahead":   "overlay cache layer index fetch",
 	"overlay":     "cache layer index fetch",
 	"cache":       "layer index fetch",
 	"layer":       "index fetch",
 	"image":       "fetch",
 	"index":       "",
 	"fetch":       "",
-	"bench":       "cmd mount fs overlay cache layer index fetch image integration",
-	"integration": "cmd mount fs overlay cache layer index fetch image",
+	"bench":       "cmd mount fs lookahead overlay cache layer index fetch image integration",
+	"integration": "cmd mount fs lookahead overlay cache layer index fetch image",
 }
 
 // TestImportsGoDownward holds the source, tests aside, against the arrows of

@@ -280,14 +280,15 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 	if werr != nil {
 		l.store.storeFailed(l.key, werr)
 	}
-	if l.stored(r, k, &c, p, werr) {
-		l.began(k, &c, p)
+	if sure, wished := l.stored(r, k, &c, p, werr); sure || wished {
+		l.began(k, &c, p, sure)
 	}
 }
 
 // stored notes that chunk k of r, with content p, was written to the data file
-// unless werr says why not. It reports whether the chunk is as good as read.
-func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (read bool) {
+// unless werr says why not. It reports whether the chunk is as good as read, and
+// whether it was wished for.
+func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (sure, wished bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &r.flights[k-r.i] // may be over, given up before: the bytes are good all the same
@@ -299,7 +300,7 @@ func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (rea
 	if werr == nil {
 		switch {
 		case f.over:
-		case f.wanted || r.sure:
+		case f.wanted || f.sure:
 			l.charge(c.BlobLen, f.bet)
 			f.bet = 0
 		case f.bet > 0:
@@ -312,9 +313,8 @@ func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (rea
 	} else if data == nil {
 		err = fmt.Errorf("%w: %w", errAgain, werr)
 	}
-	read = r.sure || f.wanted
 	l.finish(r, k, err, data)
-	return read
+	return f.sure || f.wanted, f.wished
 }
 
 // isFull reports whether err says that there is no room for more data.

@@ -72,6 +72,9 @@ func (l *Layer) Has(off int64) bool {
 // Allowance is how much may be speculated on and not read, in compressed bytes.
 func (s *Store) Allowance() int64 { return s.Budget() + s.budget.room() }
 
+// Overdraw counts n bytes as speculated on.
+func (s *Store) Overdraw(n int64) { s.budget.take(n) }
+
 // WaitFlock is waitFlock; the function it returns gives the lock back.
 func WaitFlock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
 	l, err := waitFlock(ctx, path, waiting)

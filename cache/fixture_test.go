@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/fetch"
+	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/layer"
 )
 
@@ -161,8 +163,8 @@ func tarOf(t testing.TB, list []file) []byte {
 	w := tar.NewWriter(&b)
 	dir := ""
 	for _, f := range list {
-		if d := f.name[:7]; d != dir {
-			dir = d
+		if d, _, _ := strings.Cut(f.name, "/"); d+"/" != dir {
+			dir = d + "/"
 			if err := w.WriteHeader(&tar.Header{Name: dir, Mode: 0o755, Typeflag: tar.TypeDir}); err != nil {
 				t.Fatal(err)
 			}
@@ -186,6 +188,7 @@ type fixture struct {
 	blob *blob
 	data []byte // nil until the tree was seen, for eStargz
 	list []file
+	offs []int64 // of the files in data; nil until the tree was seen
 }
 
 func gzipFixture(t testing.TB, list []file) *fixture {
@@ -210,10 +213,47 @@ func gzipFixture(t testing.TB, list []file) *fixture {
 	return f
 }
 
+// recycled is gzip that uses its writers again: every chunk gets one, and under
+// the race detector to make one takes longer than to compress a small file.
+type recycled struct {
+	*estargz.GzipCompressor
+	*estargz.GzipDecompressor
+	free chan *recycledWriter
+}
+
+type recycledWriter struct {
+	*gzip.Writer
+	free chan *recycledWriter
+}
+
+func recycle() *recycled {
+	return &recycled{estargz.NewGzipCompressorWithLevel(gzip.BestSpeed), &estargz.GzipDecompressor{}, make(chan *recycledWriter, 8)}
+}
+
+func (r *recycled) Writer(w io.Writer) (estargz.WriteFlushCloser, error) {
+	select {
+	case z := <-r.free:
+		z.Reset(w)
+		return z, nil
+	default:
+		z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		return &recycledWriter{z, r.free}, err
+	}
+}
+
+func (w *recycledWriter) Close() error {
+	err := w.Writer.Close()
+	select {
+	case w.free <- w:
+	default:
+	}
+	return err
+}
+
 func estargzFixture(t testing.TB, list []file, options ...estargz.Option) *fixture {
 	t.Helper()
 	p := tarOf(t, list)
-	options = append(options, estargz.WithCompressionLevel(gzip.BestSpeed))
+	options = append(options, estargz.WithCompression(recycle()))
 	b, err := estargz.Build(io.NewSectionReader(bytes.NewReader(p), 0, int64(len(p))), options...)
 	if err != nil {
 		t.Fatal(err)
@@ -236,24 +276,47 @@ func estargzFixture(t testing.TB, list []file, options ...estargz.Option) *fixtu
 	return f
 }
 
-// place puts each file's content where l has it, so that f.data is the truth.
+// again is f with another source, which was not asked for anything.
+func (f *fixture) again() *fixture {
+	g := *f
+	g.blob = &blob{dgst: f.blob.dgst, data: f.blob.data}
+	g.src.Blob = g.blob
+	return &g
+}
+
+// fileIn returns the file called name, of a folder in the root.
+func fileIn(t *index.Tree, name string) *index.Node {
+	dir, base, _ := strings.Cut(name, "/")
+	return t.Root.Child(dir).Child(base)
+}
+
+// place notes where l has each file, and puts its content there, so that f.data is
+// the truth.
 func (f *fixture) place(t testing.TB, l *cache.Layer) {
 	t.Helper()
-	if f.data != nil {
+	if f.offs != nil || len(f.list) == 0 {
 		return
 	}
 	tree, err := l.Index().Tree()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.data = make([]byte, l.Size())
-	for _, x := range f.list {
-		n := tree.Root.Child(x.name[:6]).Child(x.name[7:])
+	known := f.data != nil
+	if !known {
+		f.data = make([]byte, l.Size())
+	}
+	f.offs = make([]int64, len(f.list))
+	for i, x := range f.list {
+		n := fileIn(tree, x.name)
 		if n == nil || n.Size != int64(len(x.data)) {
 			t.Fatalf("file %s is not in the index", x.name)
 		}
-		if len(n.Extents) > 0 {
-			copy(f.data[n.Extents[0].Off:], x.data)
+		if len(n.Extents) == 0 {
+			continue
+		}
+		f.offs[i] = n.Extents[0].Off
+		if !known {
+			copy(f.data[f.offs[i]:], x.data)
 		}
 	}
 }
@@ -261,12 +324,8 @@ func (f *fixture) place(t testing.TB, l *cache.Layer) {
 // at returns the data offset of file i.
 func (f *fixture) at(t testing.TB, l *cache.Layer, i int) int64 {
 	t.Helper()
-	tree, err := l.Index().Tree()
-	if err != nil {
-		t.Fatal(err)
-	}
-	x := f.list[i]
-	return tree.Root.Child(x.name[:6]).Child(x.name[7:]).Extents[0].Off
+	f.place(t, l)
+	return f.offs[i]
 }
 
 func openStore(t testing.TB, dir string, o cache.Options) *cache.Store {

@@ -17,6 +17,8 @@ type flight struct {
 	chunk int
 
 	wanted bool          // a read waits for it
+	wished bool          // it was wished for
+	sure   bool          // and is as good as read
 	keep   bool          // the read wants the bytes, not only their presence
 	bet    int64         // compressed bytes of speculation taken for it
 	done   chan struct{} // made by the first who waits, closed when over
@@ -31,7 +33,6 @@ type run struct {
 	i, j    int
 	flights []flight // of chunks i, i+1, ...
 	size    int64    // of the data, where that matters
-	sure    bool     // Want's: as good as read
 	prio    fetch.Priority
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
@@ -59,13 +60,16 @@ func (l *Layer) request(i, j int, keep bool, kept map[int][]byte) ([]*flight, er
 		if kept[k] != nil || l.bm.has(k, &c.Digest) {
 			continue
 		}
-		size += c.BlobLen
 		if f := l.flights[k]; f != nil {
+			if !f.wanted { // nobody has counted it
+				size += c.BlobLen
+			}
 			l.join(f)
 			flights = append(flights, f)
 			f.keep = f.keep || keep
 			continue
 		}
+		size += c.BlobLen
 		missing = append(missing, k)
 	}
 	if len(missing) == 0 && len(flights) == 0 {
@@ -145,7 +149,8 @@ next:
 // plan chooses what to fetch on speculation, following a. What directly
 // follows the last of spans is added to it, up to one piece; the rest is
 // returned as spans of its own. near is the chunk that was asked for: when
-// nothing after it is worth fetching, what is before it may be. mu must be held.
+// nothing that follows it is worth fetching, what is around it may be. mu must be
+// held.
 func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 	if a.until == 0 {
 		return nil
@@ -153,7 +158,7 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 	left := l.store.budget.room()
 	k, none := a.ahead, true
 	for ; k < l.table.Len() && l.blobAt(k) < a.until; k++ {
-		if a.within && !l.continues(k) {
+		if l.ahead.crosses(a.within, k) {
 			break
 		}
 		if !l.open(k, *spans) {
@@ -183,7 +188,11 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 		}
 	}
 	l.ahead.asked(a, k)
-	if none && len(*spans) > 0 {
+	switch {
+	case !none || len(*spans) == 0:
+	case a.within == withinGroup && k < l.table.Len() && l.groupAt(k) != l.groupAt(near):
+		return l.surround(a, near, near+1, spans) // other files lie between those of the group
+	default:
 		bets = l.before(near, a, *spans, left)
 	}
 	return bets
@@ -194,7 +203,7 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 func (l *Layer) before(near int, a advice, spans [][2]int, room int64) [][2]int {
 	room = min(room, a.until-l.blobAt(near))
 	k := near
-	for ; k > 0 && l.open(k-1, spans); k-- {
+	for ; k > 0 && l.open(k-1, spans) && !l.ahead.crosses(a.within, k); k-- {
 		if room -= l.table.Chunk(k - 1).BlobLen; room < 0 {
 			break
 		}
@@ -221,7 +230,7 @@ func (l *Layer) bet(r *run, asked []int) {
 	var sum int64
 	for k := range r.flights {
 		f := &r.flights[k]
-		if _, ok := slices.BinarySearch(asked, f.chunk); !ok && l.isAbsent(f.chunk) {
+		if _, ok := slices.BinarySearch(asked, f.chunk); !ok && !f.sure && l.isAbsent(f.chunk) {
 			f.bet = l.table.Chunk(f.chunk).BlobLen
 			sum += f.bet
 		}
@@ -238,7 +247,7 @@ func (l *Layer) readMarked(i, j int) (size int64) {
 			c := l.table.Chunk(k)
 			l.charge(c.BlobLen, c.BlobLen)
 			size += c.BlobLen
-			l.began(k, &c, nil)
+			l.began(k, &c, nil, true)
 		}
 	}
 	if size > 0 {

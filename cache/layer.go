@@ -44,6 +44,7 @@ type Layer struct {
 	bm      *bitmap
 	prior   []layer.Range // what the image asks to be fetched early
 	ahead   readAhead
+	pages   pages
 	// marked has a bit for every chunk that was fetched on speculation by this
 	// process and not read yet.
 	marked []atomic.Uint32
@@ -115,7 +116,7 @@ func (l *Layer) readPresent(p []byte, off int64) bool {
 		} else if !l.usable(off, off+int64(len(p))) {
 			return false
 		}
-		n, _ := l.data.ReadAt(p, off)
+		n, _ := l.pread(p, off)
 		if l.bm.generation() != gen {
 			continue // an eviction may have taken what was read
 		}
@@ -123,12 +124,21 @@ func (l *Layer) readPresent(p []byte, off int64) bool {
 	}
 }
 
+// pread reads the data file, and what is likely to be read next into the page
+// cache.
+func (l *Layer) pread(p []byte, off int64) (int, error) {
+	if f, ok := l.data.(*os.File); ok {
+		return l.pages.read(f, p, off)
+	}
+	return l.data.ReadAt(p, off)
+}
+
 // readTar fills p from the local tar that the data is. The data may be a little
 // longer, to the end of the last block, and is zeros there.
 func (l *Layer) readTar(p []byte, off int64) error {
 	n := max(0, min(int64(len(p)), l.end-l.base-off))
 	clear(p[n:])
-	if _, err := l.data.ReadAt(p[:n], l.base+off); err != nil && n > 0 {
+	if _, err := l.pread(p[:n], l.base+off); err != nil && n > 0 {
 		return fmt.Errorf("%s: %w", l.path, err)
 	}
 	return nil
@@ -207,6 +217,7 @@ func (l *Layer) readMissing(ctx context.Context, p []byte, off int64) error {
 			}
 		}
 		if done, err := l.assemble(p, off, i, j, kept); done || err != nil {
+			l.readMarked(i, j) // what came on speculation just when we looked
 			return err
 		}
 	}

@@ -39,7 +39,8 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 	l.size = l.table.DataSize()
 	for l.tail = l.table.Len(); l.tail > 0 && l.table.Chunk(l.tail-1).Kind != layer.Data; l.tail-- {
 	}
-	l.ahead.at, l.ahead.continues, l.ahead.link = l.blobAt, l.continues, s.opts.Link
+	l.ahead.at, l.ahead.continues, l.ahead.group = l.blobAt, l.continues, l.groupAt
+	l.ahead.wasRead, l.ahead.link = l.wasRead, s.opts.Link
 	if l.table.Format() == layer.Tar {
 		if local, ok := src.Blob.(fetch.Local); ok && !exists(s.layerPath(key, "data")) {
 			return l, l.openInPlace(local)
@@ -162,6 +163,15 @@ func (l *Layer) blobAt(i int) int64 {
 
 // continues tells whether chunk i goes on with the file of the chunk before.
 func (l *Layer) continues(i int) bool { return l.table.Chunk(i).Continues }
+
+// wasRead tells whether chunk i is present and was read.
+func (l *Layer) wasRead(i int) bool {
+	c := l.table.Chunk(i)
+	return l.bm.has(i, &c.Digest) && !l.isMarked(i)
+}
+
+// groupAt returns the group of chunk i.
+func (l *Layer) groupAt(i int) layer.Group { return l.table.Chunk(i).Group }
 
 func shapeOf(t *layer.Table) shape {
 	s := shape{chunks: t.Len(), size: t.DataSize()}

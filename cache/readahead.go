@@ -2,7 +2,10 @@ package cache
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/laminafs/lamina/layer"
 )
 
 // Reading ahead is a bet: bytes fetched now that nobody asked for spare a round
@@ -22,7 +25,7 @@ import (
 const (
 	// startAllowance is the speculation, in compressed bytes, that is allowed
 	// before anything was read.
-	startAllowance = 512 << 10
+	startAllowance = 1 << 20
 	// minWindow and maxWindow bound how far ahead of its reader a stream is
 	// fetched, in compressed bytes.
 	minWindow = 128 << 10
@@ -68,14 +71,31 @@ func (b *budget) use(n, taken int64) {
 // stream is one reader's way through a layer. Chunk numbers stand for
 // positions; distances are measured in the blob.
 type stream struct {
-	pos   int   // the chunk after the last that was read
-	ahead int   // the chunk after the last that was asked for, at least pos
-	began int64 // blob offset at which the present stretch began
+	pos     int     // the chunk after the last that was read
+	ahead   int     // the chunk after the last that was asked for, at least pos
+	stretch         // the recent past
+	file    stretch // of it, what was read of the present file
+	files   int     // number of files that were begun in order
+	begun   int     // the chunk that the last of them begins with
+	steps   int     // number of times that it went on from one group to the next
+	stamp   uint64
+}
+
+// stretch is a part of a stream's way.
+type stretch struct {
+	began int64 // blob offset
 	read  int64 // compressed bytes read in it
 	reads int   // number of reads in it
-	files int   // number of files that were begun in it
-	stamp uint64
 }
+
+func (s *stretch) add(size int64) {
+	s.read += size
+	s.reads++
+}
+
+// sequential tells whether most of what was passed on the way to blob offset
+// here was read, often enough to say so.
+func (s *stretch) sequential(here int64) bool { return 2*s.read >= here-s.began && s.reads >= 3 }
 
 // readAhead decides what one layer fetches before it is asked for.
 type readAhead struct {
@@ -87,6 +107,13 @@ type readAhead struct {
 	at func(i int) int64
 	// continues tells whether chunk i goes on with the file of the one before.
 	continues func(i int) bool
+	// group is the group of chunk i.
+	group func(i int) layer.Group
+	// wasRead tells whether chunk i was read, not only fetched.
+	wasRead func(i int) bool
+	// orderly says that the last reader goes from file to file in the order of
+	// the blob.
+	orderly atomic.Bool
 	// link is the measured round trip time and bandwidth.
 	link func() (time.Duration, float64)
 }
@@ -106,16 +133,35 @@ type advice struct {
 	piece int64 // compressed bytes worth one request
 	// picks says that the reader goes here and there: what surrounds it is
 	// chosen by size, see Layer.surround. trip is what a round trip carries.
-	picks bool
-	trip  int64
-	// within ends what is fetched with the file: who reads one large file from
-	// front to back has not said that the next one is wanted.
-	within bool
+	picks  bool
+	trip   int64
+	within bounds
 }
+
+// bounds end what is fetched ahead of a stream.
+type bounds int
+
+const (
+	// withinFile: who reads one large file from front to back has not said that
+	// the next one is wanted.
+	withinFile bounds = iota
+	// withinGroup: who reads the files of one kind in one folder, that the
+	// others are.
+	withinGroup
+	unbounded
+)
 
 // streamFiles is how many files a reader has to read in order before the next
 // ones are fetched ahead of it.
 const streamFiles = 3
+
+// looseFiles is the same for files in no group: the libraries of a program lie
+// side by side in many a layer.
+const looseFiles = 8
+
+// stepSlack is how many chunks a read may skip, or repeat, and still go on from
+// group to group: links were read elsewhere, and pages overlap small files.
+const stepSlack = 4
 
 // note is told of a read of chunks [i, j), of which size compressed bytes were
 // read for the first time, and says what to fetch next. missed: the reader has
@@ -128,22 +174,34 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	s := r.find(i)
 	if s == nil {
 		s = r.oldest()
-		*s = stream{pos: j, ahead: j, began: r.at(i)}
+		from := stretch{began: r.at(i)}
+		*s = stream{pos: j, ahead: j, stretch: from, file: from, begun: i - 1}
 	}
 	s.stamp = r.clock
-	s.pos = max(s.pos, j)
-	s.ahead = max(s.ahead, s.pos)
-	s.read += size
-	s.reads++
+	if d := i - s.pos; -stepSlack <= d && d <= stepSlack && i > 0 && r.group(i) != r.group(i-1) && r.wasRead(i-1) {
+		s.steps++
+	}
 	for k := i; k < j; k++ {
 		if !r.continues(k) {
-			s.files++
+			s.file = stretch{began: r.at(k)}
+			if k >= s.pos-stepSlack && k > s.begun { // many may wait for one chunk
+				s.files++
+				s.begun = k
+			}
 		}
 	}
-	here := r.at(s.pos)
-	passed := here - s.began
+	s.pos = max(s.pos, j)
+	s.ahead = max(s.ahead, s.pos)
+	s.add(size)
+	s.file.add(size)
+	here, within, past := r.at(s.pos), r.bounds(s, i), &s.stretch
+	if within == withinFile {
+		past = &s.file // what was read of other files says nothing of this one
+	}
+	passed := here - past.began
 	window := int64(0)
-	streams := 2*s.read >= passed && s.reads >= 3
+	streams := past.sequential(here)
+	r.orderly.Store(streams && within == unbounded)
 	if streams {
 		// What was passed is the best guess of what is still to come.
 		if window = passed / 2; passed >= 4*trip || room >= 16*trip {
@@ -156,8 +214,8 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 		}
 	}
 	window = min(window, maxWindow)
-	if passed > maxWindow { // judge by the recent past
-		s.began += passed / 2
+	if d := here - s.began; d > maxWindow { // judge by the recent past
+		s.began += d / 2
 		s.read /= 2
 	}
 	gain := here + window - r.at(s.ahead)
@@ -166,8 +224,32 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	}
 	return advice{
 		ahead: s.ahead, until: here + window, slop: window / 2, piece: max(trip, window/8),
-		picks: !streams, trip: trip, within: s.files < streamFiles,
+		picks: !streams, trip: trip, within: within,
 	}
+}
+
+// crosses tells whether chunk i is beyond the bounds of what is fetched for chunk
+// i-1, and the other way round.
+func (r *readAhead) crosses(within bounds, i int) bool {
+	switch within {
+	case withinFile:
+		return !r.continues(i)
+	case withinGroup:
+		return i > 0 && r.group(i) != r.group(i-1)
+	}
+	return false
+}
+
+// bounds tells how far s, which reads chunk i, may be fetched ahead of.
+func (r *readAhead) bounds(s *stream, i int) bounds {
+	group := r.group(i)
+	switch {
+	case s.files < streamFiles, s.steps == 0 && group == 0 && s.files < looseFiles:
+		return withinFile
+	case s.steps == 0 && group != 0:
+		return withinGroup
+	}
+	return unbounded
 }
 
 // asked is told that what follows a was asked for, up to chunk j.

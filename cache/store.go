@@ -40,12 +40,10 @@ type Options struct {
 	// kernel, by any process; they are not evicted. nil stands for none; after
 	// an error nothing is evicted.
 	Held func() (map[string]bool, error)
-	// Began, if not nil, is called when a chunk with which a file begins is
-	// first read, or arrives after Want: with the file's data offset and its
-	// first bytes, 64 at the most, which are the callee's only during the
-	// call. Only layers with a table of contents know files. It is called while
-	// somebody waits, and must be quick.
-	Began func(l *Layer, off int64, head []byte)
+	// Began, if not nil, is told of a file when the chunk it begins with is first
+	// read, or arrives after Want. Only layers with a table of contents know
+	// files. It is called while somebody waits, and must be quick.
+	Began func(l *Layer, b Begun)
 
 	// For tests.
 	boot     string

@@ -1,6 +1,10 @@
 package cache
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/laminafs/lamina/layer"
+)
 
 // What a miss of a reader that goes here and there fetches besides, in shares of
 // what the link carries in a round trip.
@@ -13,6 +17,10 @@ const (
 
 	// neighbours is how many chunks on either side of a miss are looked at.
 	neighbours = 256
+
+	// minUsed is how many files of a group are read before they say something
+	// of the others.
+	minUsed = 3
 )
 
 // surround chooses what to fetch on speculation around chunks [i, j), which a
@@ -27,7 +35,11 @@ func (l *Layer) surround(a advice, i, j int, spans *[][2]int) [][2]int {
 	s := surrounding{l: l, spans: *spans, room: room, small: a.trip / smallShare, gap: a.trip / gapShare}
 	from, to := s.takeFile(i, j, a.trip)
 	if group := l.table.Chunk(i).Group; group != 0 {
-		s.takeGroup(group, from, to, min(a.trip*int64(1+l.usedOf(group, i))/firstShare, 2*a.trip))
+		present, used := l.nearby(group, i)
+		if used >= minUsed && 2*used >= present {
+			s.small = a.trip // most of what was fetched of the group was read
+		}
+		s.takeGroup(group, from, to, min(a.trip*int64(1+used)/firstShare, 2*a.trip))
 	}
 	bets := s.bets()
 	last := len(*spans) - 1
@@ -39,15 +51,20 @@ func (l *Layer) surround(a advice, i, j int, spans *[][2]int) [][2]int {
 	return bets
 }
 
-// usedOf counts the neighbours of chunk i in its group that were read.
-func (l *Layer) usedOf(group uint32, i int) (n int) {
+// nearby counts the neighbours of chunk i in its group that are present, and of
+// these the ones that were read.
+func (l *Layer) nearby(group layer.Group, i int) (present, used int) {
 	for k := max(0, i-neighbours); k < min(l.table.Len(), i+neighbours); k++ {
 		c := l.table.Chunk(k)
-		if c.Group == group && l.bm.has(k, &c.Digest) && !l.isMarked(k) {
-			n++
+		if c.Group != group || !l.bm.has(k, &c.Digest) {
+			continue
+		}
+		present++
+		if !l.isMarked(k) {
+			used++
 		}
 	}
-	return n
+	return present, used
 }
 
 // surrounding collects chunks to bet on.
@@ -72,10 +89,9 @@ func (s *surrounding) take(k int) bool {
 }
 
 // takeFile chooses chunks of the file that chunks [i, j) are part of, and returns
-// the file's chunks, or those of it that are near. Where a file comes in large
-// chunks the next one is worth a bet at once, for it takes long to come. Where it
-// comes in small ones, those around the miss are: a program is read here and
-// there, in all directions, and the more of it was read, the more will be.
+// the file's chunks, or those of it that are near. A program is read here and
+// there, in all directions, and the more of it was read, the more will be. Other
+// files are mostly read from front to back.
 func (s *surrounding) takeFile(i, j int, trip int64) (from, to int) {
 	l := s.l
 	for from = i; from > 0 && i-from < neighbours && l.continues(from); from-- {
@@ -84,30 +100,38 @@ func (s *surrounding) takeFile(i, j int, trip int64) (from, to int) {
 	}
 	used := int64(1)
 	for k := from; k < to; k++ {
-		if c := l.table.Chunk(k); l.bm.has(k, &c.Digest) && !l.isMarked(k) {
+		if l.wasRead(k) {
 			used++
 		}
 	}
 	window := min(trip*used/firstShare, goOnTrips*trip)
-	if l.table.Chunk(i).BlobLen >= trip/2 {
+	if c := l.table.Chunk(i); c.Group != 0 && !c.Continues {
 		window = goOnTrips * trip
 	}
-	for k, left := j, window; k < to && l.blobAt(k)-l.blobAt(j) < window; k++ {
-		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
-			left -= size
-		}
-	}
-	for k, left := i-1, window/2; k >= from && l.blobAt(i)-l.blobAt(k) <= window/2; k-- {
-		if size := l.table.Chunk(k).BlobLen; size <= left && s.take(k) {
-			left -= size
-		}
-	}
+	s.takeRun(j, to, 1, window)
+	s.takeRun(i-1, from-1, -1, window/2)
 	return from, to
+}
+
+// takeRun chooses chunks from k on, in steps of d, up to end and of at most left
+// bytes. It does not pass by what is too large: holes would cost a request each.
+func (s *surrounding) takeRun(k, end, d int, left int64) {
+	for ; k != end; k += d {
+		if !s.l.open(k, s.spans) {
+			left -= s.l.table.Chunk(k).BlobLen
+			continue
+		}
+		size := s.l.table.Chunk(k).BlobLen
+		if size > left || !s.take(k) {
+			return
+		}
+		left -= size
+	}
 }
 
 // takeGroup chooses small chunks of group, those nearest to [i, j) first, of
 // room bytes at the most.
-func (s *surrounding) takeGroup(group uint32, i, j int, room int64) {
+func (s *surrounding) takeGroup(group layer.Group, i, j int, room int64) {
 	try := func(k int) {
 		if k < 0 || k >= s.l.table.Len() {
 			return
@@ -123,18 +147,23 @@ func (s *surrounding) takeGroup(group uint32, i, j int, room int64) {
 	}
 }
 
-// bets joins the chosen chunks to spans, across gaps that are smaller than a
-// request is worth. Of too many spans the largest are kept.
-func (s *surrounding) bets() [][2]int {
-	slices.Sort(s.chosen)
-	var bets [][2]int
+// joined joins the chosen chunks, which ascend, to spans, across gaps that are
+// smaller than a request is worth.
+func (s *surrounding) joined() (spans [][2]int) {
 	for _, k := range s.chosen {
-		if n := len(bets); n > 0 && s.joins(bets[n-1][1], k) {
-			bets[n-1][1] = k + 1
+		if n := len(spans); n > 0 && s.joins(spans[n-1][1], k) {
+			spans[n-1][1] = k + 1
 			continue
 		}
-		bets = append(bets, [2]int{k, k + 1})
+		spans = append(spans, [2]int{k, k + 1})
 	}
+	return spans
+}
+
+// bets joins the chosen chunks to spans. Of too many the largest are kept.
+func (s *surrounding) bets() [][2]int {
+	slices.Sort(s.chosen)
+	bets := s.joined()
 	if len(bets) > maxBets {
 		size := func(b [2]int) int64 { return s.l.blobAt(b[1]) - s.l.blobAt(b[0]) }
 		slices.SortFunc(bets, func(a, b [2]int) int { return int(size(b) - size(a)) })
@@ -149,7 +178,7 @@ func (s *surrounding) bets() [][2]int {
 // on speculation too.
 func (s *surrounding) joins(i, k int) bool {
 	size := s.l.blobAt(k) - s.l.blobAt(i)
-	if size > min(s.gap, s.room) {
+	if size > 0 && size > min(s.gap, s.room) { // neighbours need no room, and there may be less than none
 		return false
 	}
 	for ; i < k; i++ {

@@ -123,12 +123,12 @@ func TestSurround(t *testing.T) {
 func TestSurroundAlone(t *testing.T) {
 	var list named
 	for i := range 30 {
-		list.add(fmt.Sprintf("usrbin/tool%d", i), 4<<10)
-		list.add(fmt.Sprintf("usrbin/lib%d.so.1", i), 4<<10)
+		list.add(fmt.Sprintf("bin/tool%d", i), 4<<10)
+		list.add(fmt.Sprintf("bin/lib%d.so.1", i), 4<<10)
 	}
 	f := estargzFixture(t, list)
 	l := openLayer(t, t.TempDir(), linked(f), f)
-	for n, name := range []string{"usrbin/tool12", "usrbin/lib20.so.1"} {
+	for n, name := range []string{"bin/tool12", "bin/lib20.so.1"} {
 		f.read(t, l, name)
 		if have := f.brought(t, l); len(have) != n+1 {
 			t.Errorf("%s brought %v", name, have)
@@ -140,9 +140,9 @@ func TestSurroundAlone(t *testing.T) {
 // what is waited for in the same request.
 func TestSurroundFile(t *testing.T) {
 	var list named
-	list.add("usrbin/before", 100<<10)
-	list.add("usrbin/program", 400<<10)
-	list.add("usrbin/after", 100<<10)
+	list.add("bin/before", 100<<10)
+	list.add("bin/program", 400<<10)
+	list.add("bin/after", 100<<10)
 	f := estargzFixture(t, list, estargz.WithChunkSize(32<<10))
 	l := openLayer(t, t.TempDir(), linked(f), f)
 	requests := f.blob.requests()
@@ -157,7 +157,7 @@ func TestSurroundFile(t *testing.T) {
 			t.Errorf("chunk %d: %v", i, got)
 		}
 	}
-	if have := f.brought(t, l); len(have) != 1 || !have["usrbin/program"] {
+	if have := f.brought(t, l); len(have) != 1 || !have["bin/program"] {
 		t.Errorf("it brought %v", have)
 	}
 	if n := f.blob.requests() - requests; n != 2 {
@@ -165,7 +165,7 @@ func TestSurroundFile(t *testing.T) {
 	}
 	// Of a long file more comes along, the more of it was read.
 	list = nil
-	list.add("usrbin/huge", 8<<20)
+	list.add("bin/huge", 8<<20)
 	f = estargzFixture(t, list, estargz.WithChunkSize(32<<10))
 	l = openLayer(t, t.TempDir(), linked(f), f)
 	if err := f.check(t.Context(), l, 0, 10); err != nil {
@@ -192,8 +192,101 @@ func TestSurroundFile(t *testing.T) {
 	}
 }
 
-// TestSurroundSameRequest: so do the files that follow, a few bytes of others
-// between them included.
+// TestSurroundGroupFile: of a file that belongs to a group, which is mostly read
+// from front to back, four round trips' worth come with its beginning; of others
+// half a round trip's.
+func TestSurroundGroupFile(t *testing.T) {
+	const (
+		chunk = 32 << 10
+		trip  = 128 << 10 // the least there is
+	)
+	for name, most := range map[string]int64{"dir000/data.bin": 4 * trip, "bin/program": trip / 2} {
+		var list named
+		list.add(name, 1<<20)
+		f := estargzFixture(t, list, estargz.WithChunkSize(chunk))
+		l := openLayer(t, t.TempDir(), cache.Options{
+			Link: func() (time.Duration, float64) { return time.Millisecond, 1e6 },
+		}, f)
+		if err := f.check(t.Context(), l, f.at(t, l, 0), 10); err != nil {
+			t.Fatal(err)
+		}
+		waitIdle(t, l)
+		if got := l.Stats().Speculated; got > most || got < most-chunk-100 {
+			t.Errorf("%s: %d bytes of speculation, %d allowed", name, got, most)
+		}
+		for i := range int64(1<<20) / chunk {
+			// In the blob a chunk takes some bytes more than in the file.
+			if got, want := l.Has(f.at(t, l, 0)+i*chunk), i*(chunk+100) <= most; got != want {
+				t.Errorf("%s: chunk %d: %v", name, i, got)
+			}
+		}
+	}
+}
+
+// TestSurroundNoHoles: of what is near in the same file, that comes which is
+// contiguous: beyond a chunk that is too large nothing does.
+func TestSurroundNoHoles(t *testing.T) {
+	const chunk = 256 << 10
+	// What is blank compresses to little; the rest does not, and is more than
+	// half of what the link carries in a round trip.
+	data := noise(1, 9*chunk)
+	for _, i := range []int{1, 3, 4, 5, 7} {
+		clear(data[i*chunk : (i+1)*chunk])
+		copy(data[i*chunk:], fmt.Sprint(i)) // not all zeros: those come without a blob
+	}
+	f := estargzFixture(t, []file{{"bin/program", data}}, estargz.WithChunkSize(chunk))
+	for at, want := range map[int64][]bool{
+		0: {true, true},
+		4: {3: true, 4: true, 5: true},
+		8: {7: true, 8: true},
+	} {
+		f := f.again()
+		l := openLayer(t, t.TempDir(), instant(f), f)
+		requests := f.blob.requests()
+		if err := f.check(t.Context(), l, f.at(t, l, 0)+at*chunk, 10); err != nil {
+			t.Fatal(err)
+		}
+		waitIdle(t, l)
+		for i := range int64(9) {
+			if got := l.Has(f.at(t, l, 0) + i*chunk); got != (i < int64(len(want)) && want[i]) {
+				t.Errorf("after chunk %d, chunk %d: %v", at, i, got)
+			}
+		}
+		if n := f.blob.requests() - requests; n > 2 { // what is before comes by itself
+			t.Errorf("chunk %d: %d requests", at, n)
+		}
+	}
+}
+
+// TestSurroundUsed: files up to what the link carries in a round trip come along
+// once most of what was fetched of their group was read, small ones before.
+func TestSurroundUsed(t *testing.T) {
+	var list named
+	for i := range 12 {
+		list.add(fmt.Sprintf("dir000/small%02d.py", i), 4<<10)
+	}
+	for i := range 6 { // a round trip carries 500 kB
+		list.add(fmt.Sprintf("dir000/large%02d.py", i), 200<<10)
+	}
+	f := estargzFixture(t, list)
+	for used, want := range map[int]bool{1: false, 5: false, 6: true, 12: true} {
+		f := f.again()
+		l := openLayer(t, t.TempDir(), instant(f), f)
+		for i := range used {
+			f.read(t, l, list[i].name)
+		}
+		if n := len(f.brought(t, l)); n != 12 {
+			t.Fatalf("%d files came with the first", n)
+		}
+		f.read(t, l, "dir000/large03.py")
+		if n := len(f.brought(t, l)); (n > 13) != want {
+			t.Errorf("%d files are there after %d of 12 small ones were read", n, used)
+		}
+	}
+}
+
+// TestSurroundSameRequest: what follows in the group comes in the same request as
+// what is waited for, a few bytes of others between the files included.
 func TestSurroundSameRequest(t *testing.T) {
 	var list named
 	for i := range 20 {
@@ -254,6 +347,10 @@ func TestSurroundBudget(t *testing.T) {
 			if err := f.checkAll(t.Context(), l, 100_000); err != nil {
 				t.Error(err)
 			}
+			waitIdle(t, l)
+			if n := s.Budget(); n != 0 {
+				t.Errorf("%d bytes of speculation after all was read", n)
+			}
 		})
 	}
 }
@@ -262,7 +359,7 @@ func TestSurroundBudget(t *testing.T) {
 // no chunk is fetched over and over.
 func TestSurroundTogether(t *testing.T) {
 	f := estargzFixture(t, modules(), estargz.WithChunkSize(16<<10))
-	l := openLayer(t, t.TempDir(), cache.Options{Began: func(*cache.Layer, int64, []byte) {}}, f)
+	l := openLayer(t, t.TempDir(), cache.Options{Began: func(*cache.Layer, cache.Begun) {}}, f)
 	before := f.blob.got.Load()
 	var wg sync.WaitGroup
 	for g := range 8 {
@@ -270,7 +367,7 @@ func TestSurroundTogether(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(uint64(g), 7))
 			for range 200 {
 				off := rnd.Int64N(l.Size())
-				l.Want(off, rnd.Int64N(1<<20))
+				l.Want(cache.Wish{Off: off, Len: rnd.Int64N(1 << 20), Ends: g%2 == 0, Sure: g%3 == 0})
 				if err := f.check(t.Context(), l, rnd.Int64N(l.Size()), rnd.Int64N(40_000)); err != nil {
 					t.Error(err)
 					return

@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"slices"
+
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/layer"
 )
@@ -8,61 +10,123 @@ import (
 // headLen is how many bytes of a file Options.Began is shown.
 const headLen = 64
 
-// endShare is how much of the end of a file Want fetches, as a share of what the
-// link carries in a round trip; of its beginning it is all of that.
-const endShare = 8
+// What a Wish for the ends of a large part gets of its beginning and of its end,
+// as shares of what the link carries in a round trip.
+const (
+	beginShare = 2
+	endShare   = 8
+)
 
-// Want begins to fetch the file whose data is [off, off+n), which is about to be
-// read: its beginning and its end, where programs are entered and linked, each
-// at least a chunk; all of it if it is small. What is between them follows when
-// the file is read. It returns at once, and is a hint: nothing may come of it.
-func (l *Layer) Want(off, n int64) {
+// A Wish is a part of a layer's data that is about to be read.
+type Wish struct {
+	Off, Len int64
+	// Ends asks of a large part for its beginning and its end only, each at
+	// least a chunk: there programs are entered and linked. What is between
+	// them follows when it is read.
+	Ends bool
+	// Sure says that it will be read for certain. Other wishes are granted as
+	// far as the speculation of the store goes.
+	Sure bool
+}
+
+// Begun is a file of which the first bytes are read for the first time, or were
+// wished for and have come.
+type Begun struct {
+	Off, Len int64  // its data, as far as the chunks tell
+	Head     []byte // its first bytes, at most 64; not to be kept
+	Sure     bool   // it is read, or will be for certain
+}
+
+// Want begins to fetch what is wished for, neighbours in one request. It returns
+// at once, and is a hint: nothing may come of it.
+func (l *Layer) Want(wishes ...Wish) {
 	l.readers.Add(1) // the mappings must outlive this
 	defer l.readers.Add(-1)
-	if l.closed.Load() || l.inPlace || n <= 0 || off < 0 || n > l.size-off || l.bm.whole() {
+	if l.closed.Load() || l.inPlace || l.bm.whole() {
 		return
 	}
-	i, j := l.span(off, off+n)
 	trip := l.ahead.roundTrip()
-	first, last := min(i+1, j), max(i, j-1)
-	for first < j && l.blobAt(first+1)-l.blobAt(i) <= trip {
-		first++
-	}
-	for last > first && l.blobAt(j)-l.blobAt(last-1) <= trip/endShare {
-		last--
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
 		return
 	}
-	l.want(i, first)
-	l.want(max(first, last), j)
+	g := granting{
+		surrounding: surrounding{l: l, room: l.store.budget.room(), gap: trip / gapShare},
+		sure:        make(map[int]bool),
+	}
+	for _, w := range wishes {
+		if w.Len > 0 && w.Off >= 0 && w.Len <= l.size-w.Off {
+			g.grant(w, trip)
+		}
+	}
+	slices.Sort(g.chosen)
+	for _, s := range g.joined() {
+		prio := fetch.Prefetch
+		if slices.ContainsFunc(g.chosen, func(k int) bool { return s[0] <= k && k < s[1] && g.sure[k] }) {
+			prio = fetch.Reader
+		}
+		r := l.newRun(s[0], s[1], prio)
+		for k := range r.flights {
+			f := &r.flights[k]
+			f.sure, f.wished = g.sure[f.chunk]
+		}
+		l.bet(r, nil)
+		l.launch(r)
+	}
 }
 
-// want starts runs of those of chunks [i, j) that are worth fetching. mu must be
-// held.
-func (l *Layer) want(i, j int) {
-	for k := i; k < j; {
-		end := k
-		for end < j && l.open(end, nil) {
-			end++
+// granting collects the chunks of wishes.
+type granting struct {
+	surrounding
+	sure map[int]bool // the chosen ones: whether they are read for certain
+}
+
+// grant chooses the chunks of w that are worth fetching.
+func (g *granting) grant(w Wish, trip int64) {
+	l := g.l
+	i, j := l.span(w.Off, w.Off+w.Len)
+	first, last := j, j
+	if w.Ends && l.blobAt(j)-l.blobAt(i) > trip/2 {
+		first, last = min(i+1, j), max(i, j-1)
+		for first < j && l.blobAt(first+1)-l.blobAt(i) <= trip/beginShare {
+			first++
 		}
-		if end > k {
-			r := l.newRun(k, end, fetch.Reader)
-			r.sure = true // no bet: the budget is for those
-			l.launch(r)
+		for last > first && l.blobAt(j)-l.blobAt(last-1) <= trip/endShare {
+			last--
 		}
-		k = end + 1
+	}
+	for k := i; k < j; k++ {
+		if first <= k && k < last {
+			continue
+		}
+		sure, chosen := g.sure[k]
+		switch {
+		case chosen:
+			g.sure[k] = sure || w.Sure
+		case l.flights[k] != nil: // as if it had been wished for first
+			f := l.flights[k]
+			f.wished, f.sure = true, f.sure || w.Sure
+		case w.Sure && l.open(k, nil):
+			g.chosen = append(g.chosen, k)
+			g.sure[k] = true
+		case !w.Sure && g.take(k):
+			g.sure[k] = false
+		}
 	}
 }
 
 // began tells Options.Began that chunk k, of which p is the content or nil, is
 // read for the first time, if it begins a file. It does so once, though what
-// Want has fetched is read later.
-func (l *Layer) began(k int, c *layer.Chunk, p []byte) {
-	if l.store.opts.Began == nil || c.Continues {
+// was wished for is read later. It does not for who reads one file after the
+// other in the order of the blob: he needs nobody to look ahead, and is no
+// program that is started.
+func (l *Layer) began(k int, c *layer.Chunk, p []byte, sure bool) {
+	if l.store.opts.Began == nil || c.Continues || l.ahead.orderly.Load() {
 		return
+	}
+	if f := l.table.Format(); f != layer.EStargz && f != layer.ZstdChunked {
+		return // any chunk would look like the beginning of a file
 	}
 	if p == nil {
 		gen := l.bm.generation()
@@ -77,5 +141,10 @@ func (l *Layer) began(k int, c *layer.Chunk, p []byte) {
 	if bit := uint32(1) << (k % 32); l.told[k/32].Or(bit)&bit != 0 {
 		return
 	}
-	l.store.opts.Began(l, c.Off, p[:min(len(p), headLen)])
+	end := c.Off + c.Len
+	for n := k + 1; n < l.table.Len() && l.continues(n); n++ {
+		next := l.table.Chunk(n)
+		end = next.Off + next.Len
+	}
+	l.store.opts.Began(l, Begun{Off: c.Off, Len: end - c.Off, Head: p[:min(len(p), headLen)], Sure: sure})
 }

@@ -1,9 +1,8 @@
 package cache_test
 
 import (
-	"bytes"
 	"errors"
-	"maps"
+	"fmt"
 	"math"
 	"sync"
 	"testing"
@@ -13,89 +12,180 @@ import (
 	"github.com/laminafs/lamina/cache"
 )
 
-// begun collects what Options.Began is told.
-type begun struct {
-	mu    sync.Mutex
-	times map[int64]int    // by data offset
-	heads map[int64][]byte // the last of each
-}
-
-func (b *begun) options() cache.Options {
-	b.times, b.heads = make(map[int64]int), make(map[int64][]byte)
-	return cache.Options{Began: func(_ *cache.Layer, off int64, head []byte) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.times[off]++
-		b.heads[off] = bytes.Clone(head)
-	}}
-}
-
-// expect checks that exactly files list have begun, each once.
-func (b *begun) expect(t *testing.T, f *fixture, l *cache.Layer, list ...int) {
+// wish is for all of file i.
+func (f *fixture) wish(t *testing.T, l *cache.Layer, i int, sure bool) cache.Wish {
 	t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	want := make(map[int64]int)
-	for _, i := range list {
-		off, data := f.at(t, l, i), f.list[i].data
-		want[off] = 1
-		if head := b.heads[off]; !bytes.Equal(head, data[:min(64, len(data))]) {
-			t.Errorf("file %s at %d: %d bytes that are not its first", f.list[i].name, off, len(head))
-		}
-	}
-	if !maps.Equal(b.times, want) {
-		t.Errorf("files have begun at %v, want %v", b.times, want)
-	}
+	return cache.Wish{Off: f.at(t, l, i), Len: int64(len(f.list[i].data)), Sure: sure}
+}
+
+// ends is for the ends of file i, for certain.
+func (f *fixture) ends(t *testing.T, l *cache.Layer, i int) cache.Wish {
+	t.Helper()
+	w := f.wish(t, l, i, true)
+	w.Ends = true
+	return w
 }
 
 // wanted is a layer of files without groups, in chunks of 32 KB.
 func wanted(t *testing.T) *fixture {
 	var list named
-	list.add("usrbin/program", 300<<10)
-	list.add("usrbin/short", 10)
-	list.add("usrbin/library", 320<<10)
-	list.add("usrbin/exact", 64<<10)
-	list.add("usrbin/one", 20<<10)
+	list.add("bin/program", 300<<10)
+	list.add("bin/short", 10)
+	list.add("bin/library", 320<<10)
+	list.add("bin/exact", 64<<10)
+	list.add("bin/one", 20<<10)
 	return estargzFixture(t, list, estargz.WithChunkSize(32<<10))
 }
 
-// TestWant: small files are fetched whole, of large ones the beginning and the
-// end, and nothing else.
+// TestWant: of large files the beginning and the end are fetched, and what is
+// between them if that is little; small files whole, and nothing else. What is
+// sure is no speculation.
 func TestWant(t *testing.T) {
-	const chunk = 32 << 10
+	const (
+		chunk = 16 << 10
+		trip  = 500_000 // what the link carries meanwhile
+		begin = 15      // chunks in a half of that
+		end   = 3       // and in an eighth
+	)
 	var list named
-	list.add("usrbin/program", 2<<20)
-	list.add("usrbin/short", 10)
-	list.add("usrbin/library", 320<<10)
-	list.add("usrbin/exact", 2*chunk)
+	list.add("bin/large", 60*chunk)
+	list.add("bin/close", (begin+end+1)*chunk)
+	list.add("bin/small", begin*chunk)
+	list.add("bin/alone", 2*chunk)
+	list.add("bin/short", 10)
 	f := estargzFixture(t, list, estargz.WithChunkSize(chunk))
 	l := openLayer(t, t.TempDir(), cache.Options{}, f)
-	for i, most := range []int{2, 1, 0, 1} { // requests
+	for i, most := range []int{2, 1, 1, 0, 1} { // requests
 		if most == 0 {
 			continue
 		}
-		before := f.blob.requests()
-		off, n := f.at(t, l, i), int64(len(f.list[i].data))
-		l.Want(off, n)
+		name := list[i].name
+		before, bets := f.blob.requests(), l.Stats().Speculated
+		l.Want(f.ends(t, l, i))
 		waitIdle(t, l)
-		l.Want(off, n) // it is there
+		l.Want(f.ends(t, l, i)) // it is there
 		waitIdle(t, l)
-		last := (n - 1) / chunk
-		for k := range last + 1 {
-			// 500 kB are what the link carries in a round trip.
-			if got, want := l.Has(off+k*chunk), (k+1)*(chunk+100) < 500_000 || k == last; got != want {
-				t.Errorf("%s: chunk %d of %d: %v", f.list[i].name, k, last, got)
+		n := int64(len(list[i].data)+chunk-1) / chunk
+		for k := range n {
+			want := k < begin || k >= n-end || name != "bin/large"
+			if got := l.Has(f.at(t, l, i) + k*chunk); got != want {
+				t.Errorf("%s: chunk %d of %d: %v", name, k, n, got)
 			}
 		}
-		if got := f.blob.requests() - before; got < 1 || got > most {
-			t.Errorf("%s: %d requests", f.list[i].name, got)
+		if got := f.blob.requests() - before; got != most {
+			t.Errorf("%s: %d requests", name, got)
+		}
+		if got := l.Stats().Speculated - bets; (got > 0) != (name == "bin/close") || got > trip/16 {
+			t.Errorf("%s: %d bytes of speculation", name, got)
 		}
 	}
-	if l.Has(f.at(t, l, 2)) {
+	if l.Has(f.at(t, l, 3)) {
 		t.Error("a file came that nobody wanted")
 	}
 	if err := f.checkAll(t.Context(), l, 50_000); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWantNeighbours: what lies side by side comes in one request, in whatever
+// order it is wished for, and a little that nobody wished for with it.
+func TestWantNeighbours(t *testing.T) {
+	var list named
+	for i := range 12 {
+		list.add(fmt.Sprintf("bin/f%02d", i), 20<<10)
+		if i == 5 {
+			list.add("bin/large", 60<<10)
+		}
+	}
+	f := estargzFixture(t, list)
+	var b begun
+	l := openLayer(t, t.TempDir(), b.options(), f)
+	before := f.blob.requests()
+	// Not number 2, which is small enough to spare a request, a sixteenth of
+	// what the link carries in a round trip; nor number 6, which is not.
+	var wishes []cache.Wish
+	for n, i := range []int{12, 0, 9, 4, 11, 3, 7, 1, 10, 5, 8} {
+		wishes = append(wishes, f.wish(t, l, i, n%2 == 0))
+	}
+	l.Want(wishes...)
+	waitIdle(t, l)
+	if n := f.blob.requests() - before; n != 2 {
+		t.Errorf("%d requests", n)
+	}
+	if have := f.brought(t, l); len(have) != 12 || have["bin/large"] {
+		t.Errorf("it brought %v", have)
+	}
+	b.expect(t, f, l, 0, 1, 3, 4, 5, 7, 8, 9, 10, 11, 12)
+	for n, i := range []int{12, 0, 9, 4, 11, 3, 7, 1, 10, 5, 8} {
+		if sure := b.isSure(t, f, l, i); sure != (n%2 == 0) {
+			t.Errorf("%s: sure %v", list[i].name, sure)
+		}
+	}
+}
+
+// TestWantBudget: wishes that are not sure go as far as the speculation of the
+// store, sure ones beyond, still with their neighbours.
+func TestWantBudget(t *testing.T) {
+	var list named
+	for i := range 80 {
+		list.add(fmt.Sprintf("bin/f%02d", i), 30<<10)
+	}
+	f := estargzFixture(t, list)
+	s := openStore(t, t.TempDir(), cache.Options{})
+	l, err := s.Layer(t.Context(), f.src, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(l.Close(), s.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	f.place(t, l)
+	wish := func(sure bool, from, to int) (requests int) {
+		t.Helper()
+		before := f.blob.requests()
+		var wishes []cache.Wish
+		for i := from; i < to; i++ {
+			wishes = append(wishes, f.wish(t, l, i, sure))
+		}
+		l.Want(wishes...)
+		waitIdle(t, l)
+		return f.blob.requests() - before
+	}
+	const start = 1 << 20 // what is allowed before anything was read
+	for range 2 {         // it does not become more by asking again
+		wish(false, 0, 60)
+		got, most := s.Budget(), s.Allowance()
+		if n := len(f.brought(t, l)); most != start || got > most || got < most-31<<10 || n != start/(31<<10) {
+			t.Fatalf("%d files came; %d bytes of speculation, %d allowed", n, got, most)
+		}
+	}
+	if n := wish(true, 60, 65); n != 1 {
+		t.Errorf("%d requests for what is sure", n)
+	}
+	// What was wished for without doubt is as good as read: it allows for more.
+	if got, most := s.Budget(), s.Allowance(); got > most || most < start+5*30<<10*3/4 {
+		t.Errorf("%d bytes of speculation, %d allowed", got, most)
+	}
+	s.Overdraw(10 << 20) // as layers do that bet at the same time
+	if n := wish(false, 65, 70); n != 0 {
+		t.Errorf("%d requests for bets without a budget", n)
+	}
+	if n := wish(true, 70, 80); n != 1 {
+		t.Errorf("%d requests for what is sure without a budget", n)
+	}
+	for i := 60; i < 80; i++ {
+		if got, want := l.Has(f.at(t, l, i)), i < 65 || i >= 70; got != want {
+			t.Errorf("%s: %v", list[i].name, got)
+		}
+	}
+	s.Overdraw(-10 << 20)
+	if err := f.checkAll(t.Context(), l, 100_000); err != nil {
+		t.Error(err)
+	}
+	if got := s.Budget(); got != 0 {
+		t.Errorf("%d bytes of speculation after all was read", got)
 	}
 }
 
@@ -121,17 +211,27 @@ func TestWantNothing(t *testing.T) {
 		{math.MinInt64, math.MinInt64},
 		{f.atHole(t, l), 1},
 	} {
-		l.Want(r[0], r[1])
+		w := cache.Wish{Off: r[0], Len: r[1]}
+		l.Want(w)
+		w.Sure, w.Ends = true, true
+		l.Want(w, w)
 	}
+	l.Want()
 	waitIdle(t, l)
 	if n := f.blob.requests() - before; n != 0 {
+		t.Errorf("%d requests", n)
+	}
+	// It does not spoil what does make sense.
+	l.Want(cache.Wish{Len: -1}, f.wish(t, l, 0, true), cache.Wish{Off: l.Size(), Len: 1})
+	waitIdle(t, l)
+	if n := f.blob.requests() - before; n != 1 || !l.Has(f.at(t, l, 0)) {
 		t.Errorf("%d requests", n)
 	}
 	if err := errors.Join(l.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	l.Want(0, 100)
-	if n := f.blob.requests() - before; n != 0 {
+	l.Want(cache.Wish{Len: 100})
+	if n := f.blob.requests() - before; n != 1 {
 		t.Errorf("%d requests after Close", n)
 	}
 }
@@ -139,7 +239,7 @@ func TestWantNothing(t *testing.T) {
 // atHole returns a data offset of no chunk: behind the end of the short file.
 func (f *fixture) atHole(t *testing.T, l *cache.Layer) int64 {
 	t.Helper()
-	return f.at(t, l, f.find(t, "usrbin/short")) + 100
+	return f.at(t, l, f.find(t, "bin/short")) + 100
 }
 
 // TestWantWhileClosing: Want and Close at once.
@@ -158,7 +258,7 @@ func TestWantWhileClosing(t *testing.T) {
 			wg.Go(func() {
 				for i := range int64(100) {
 					off := (g*100 + i) * 512 % size
-					l.Want(off, size-off)
+					l.Want(cache.Wish{Off: off, Len: size - off, Ends: i%2 == 0, Sure: i%3 == 0})
 				}
 			})
 		}
@@ -167,101 +267,4 @@ func TestWantWhileClosing(t *testing.T) {
 		}
 		wg.Wait()
 	}
-}
-
-// TestBegan: told once of each file of which the first chunk is read or wanted.
-func TestBegan(t *testing.T) {
-	f := wanted(t)
-	var b begun
-	o := b.options()
-	o.Link = linked(f).Link
-	f.blob.rtt, f.blob.bps = 0, 0
-	l := openLayer(t, t.TempDir(), o, f)
-	read := func(i int, off, n int64) {
-		t.Helper()
-		if err := f.check(t.Context(), l, f.at(t, l, i)+off, n); err != nil {
-			t.Fatal(err)
-		}
-		waitIdle(t, l)
-	}
-	want := func(i int) {
-		l.Want(f.at(t, l, i), int64(len(f.list[i].data)))
-		waitIdle(t, l)
-	}
-	b.expect(t, f, l)
-	read(0, 100<<10, 10) // a middle chunk, and the rest comes along
-	b.expect(t, f, l)
-	read(0, 0, 1)
-	b.expect(t, f, l, 0)
-	read(0, 0, 300<<10)
-	b.expect(t, f, l, 0)
-	want(0)
-	b.expect(t, f, l, 0)
-	want(2)
-	b.expect(t, f, l, 0, 2)
-	read(2, 310<<10, 100) // the last chunk, which is there
-	read(2, 0, 5)         // the first
-	read(2, 0, 320<<10)
-	want(2)
-	b.expect(t, f, l, 0, 2)
-	read(1, 0, 10)
-	read(1, 3, 5)
-	b.expect(t, f, l, 0, 1, 2)
-	if err := f.checkAll(t.Context(), l, 10_000); err != nil {
-		t.Fatal(err)
-	}
-	b.expect(t, f, l, 0, 1, 2, 3, 4)
-}
-
-// TestBeganTogether: once, though many read and want the file at once.
-func TestBeganTogether(t *testing.T) {
-	f := wanted(t)
-	var b begun
-	l := openLayer(t, t.TempDir(), b.options(), f)
-	off := f.at(t, l, 2)
-	var wg sync.WaitGroup
-	for g := range 10 {
-		wg.Go(func() {
-			if g%2 == 0 {
-				l.Want(off, 320<<10)
-			}
-			if err := f.check(t.Context(), l, off, 1+int64(g)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	waitIdle(t, l)
-	b.expect(t, f, l, 2)
-}
-
-// TestBeganAhead: what comes on speculation has not begun until it is read.
-func TestBeganAhead(t *testing.T) {
-	var list named
-	for _, name := range []string{"a.py", "b.py", "c.py"} {
-		list.add("dir000/"+name, 4<<10)
-	}
-	f := estargzFixture(t, list)
-	var b begun
-	l := openLayer(t, t.TempDir(), b.options(), f)
-	f.read(t, l, "dir000/b.py")
-	if n := len(f.brought(t, l)); n != 3 {
-		t.Fatalf("%d files came", n)
-	}
-	b.expect(t, f, l, 1)
-	f.read(t, l, "dir000/c.py")
-	f.read(t, l, "dir000/c.py")
-	b.expect(t, f, l, 1, 2)
-}
-
-// TestBeganUnknown: a layer without a table of contents does not tell files.
-func TestBeganUnknown(t *testing.T) {
-	f := gzipFixture(t, files(60, 20, 4<<10))
-	var b begun
-	l := openLayer(t, t.TempDir(), b.options(), f)
-	if err := f.checkAll(t.Context(), l, 10_000); err != nil {
-		t.Fatal(err)
-	}
-	l.Want(0, l.Size())
-	b.expect(t, f, l)
 }

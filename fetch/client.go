@@ -15,7 +15,7 @@ import (
 
 // What a zero Options means.
 const (
-	defaultParallel    = 8
+	defaultParallel    = 16
 	defaultRetries     = 5
 	defaultIdleTimeout = 10 * time.Second
 	defaultSlowReader  = time.Second

@@ -56,7 +56,7 @@ func TestContinues(t *testing.T) {
 // checkFiles compares Continues and Group of the table with the tree of s.
 func checkFiles(t *testing.T, s *layer.Scanned, table *layer.Table, names []string, groups []int) {
 	t.Helper()
-	ids := make(map[int]uint32)
+	ids := make(map[int]layer.Group)
 	seen := 0
 	for n, name := range names {
 		node := s.Tree.Root.Child(name[:bytes.IndexByte([]byte(name), '/')]).Child(name[bytes.IndexByte([]byte(name), '/')+1:])
@@ -78,7 +78,7 @@ func checkFiles(t *testing.T, s *layer.Scanned, table *layer.Table, names []stri
 			}
 		}
 	}
-	different := make(map[uint32]bool)
+	different := make(map[layer.Group]bool)
 	for _, id := range ids {
 		different[id] = true
 	}

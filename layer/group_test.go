@@ -12,7 +12,7 @@ func TestGroupOf(t *testing.T) {
 		same bool
 	}{
 		{"usr/lib/python3/os.py", "usr/lib/python3/abc.py", true},
-		{"usr/lib/python3/os.py", "usr/lib/python3/os.pyc", false},
+		{"usr/lib/python3/os.py", "usr/lib/python3/os.pyi", false},
 		{"usr/lib/python3/os.py", "usr/lib/python/os.py", false},
 		{"a/x.tar.gz", "a/y.gz", true}, // the last suffix counts
 		{"a/b.c/x", "a/b.d/x", false},
@@ -21,13 +21,17 @@ func TestGroupOf(t *testing.T) {
 		{"usr/lib/libx.so", "usr/lib/liby.so", true},
 		{"etc/hosts", "etc/passwd", true},
 		{"etc/hosts", "etc/hosts.allow", false},
+		{"usr/cabin/key", "usr/cabin/hut", true}, // no bin
 	} {
 		a, b := groupOf(c.a), groupOf(c.b)
 		if a == 0 || b == 0 || (a == b) != c.same {
 			t.Errorf("%s: %#x, %s: %#x; want same: %v", c.a, a, c.b, b, c.same)
 		}
 	}
-	for _, name := range []string{"usr/lib/libc.so.6", "lib/libz.so.1.3.1", "usr/bin/env", "sbin/init", "bin/sh"} {
+	for _, name := range []string{
+		"usr/lib/libc.so.6", "lib/libz.so.1.3.1", "usr/bin/env", "sbin/init", "bin/sh",
+		"usr/lib/python3/__pycache__/os.cpython-311.pyc", "lib-dynload/_json.cpython-311-x86_64-linux-gnu.so",
+	} {
 		if g := groupOf(name); g != 0 {
 			t.Errorf("%s is in group %#x", name, g)
 		}
@@ -52,7 +56,7 @@ func TestTableGroup(t *testing.T) {
 			if !toc {
 				c.point = []int{-1, 0, 1, math.MaxInt32}[i%4]
 			} else {
-				c.Group = []uint32{0, 1, math.MaxInt32, 1 << 31, noPoint - 1}[i%5]
+				c.Group = []Group{0, 1, math.MaxInt32, 1 << 31, noPoint - 1}[i%5]
 			}
 			if c.Kind == Data {
 				c.BlobOff, c.BlobLen, c.Digest[0] = int64(i)*1000, 1000, byte(i)

@@ -39,12 +39,16 @@ type Chunk struct {
 	// Only tables of contents tell; elsewhere it is false.
 	Continues bool
 	// Group is the same for files of one folder that are of one kind, which are
-	// likely to be read together; 0 is no group. Only tables of contents tell.
-	Group uint32
+	// likely to be read together. Only tables of contents tell.
+	Group Group
 
 	inner int64 // bytes between where decoding starts and the chunk
 	point int   // where decoding starts: an index of points; none if negative
 }
+
+// A Group names the files of one folder that are of one kind; 0 is no group.
+// Two groups may have the same name by chance: it serves for guesses.
+type Group uint32
 
 // The file: see the package comment.
 const (
@@ -118,7 +122,7 @@ func (t *Table) Chunk(i int) Chunk {
 	switch p := binary.LittleEndian.Uint32(r[36:]); {
 	case p == noPoint:
 	case t.format == EStargz || t.format == ZstdChunked:
-		c.Group = p
+		c.Group = Group(p)
 	default:
 		c.point = int(p)
 	}
@@ -280,7 +284,7 @@ func (b *tableBuilder) add(c Chunk) {
 	if c.point >= 0 {
 		p = uint32(c.point)
 	} else if c.Group != 0 {
-		p = c.Group
+		p = uint32(c.Group)
 	}
 	r = binary.LittleEndian.AppendUint32(r, p)
 	b.records = append(r, c.Digest[:]...)

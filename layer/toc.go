@@ -5,10 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"math"
-	"path"
 	"strings"
 
 	"github.com/containerd/stargz-snapshotter/estargz"
@@ -137,7 +134,7 @@ type tocLoader struct {
 // openFile is the regular file whose chunks are being read.
 type openFile struct {
 	name      string
-	group     uint32
+	group     Group
 	off, size int64 // of its data
 	done      int64 // bytes that chunks cover
 	endOffset int64
@@ -243,24 +240,6 @@ func (l *tocLoader) openFile(e *tocEntry) error {
 	l.file = openFile{name: e.name, group: groupOf(e.name), off: l.next, size: e.size, endOffset: e.endOffset, digest: e.digest}
 	l.next += alignUp(e.size)
 	return l.chunk(e)
-}
-
-// groupOf returns the group of the file called name: its folder and its suffix.
-// Programs, and libraries with a version, are in none: which of a folder's is
-// needed has nothing to do with where it lies.
-func groupOf(name string) uint32 {
-	dir, base := path.Split(name)
-	suffix := path.Ext(base)
-	if strings.Contains(base, ".so.") || suffix == "" && strings.HasSuffix(dir, "bin/") {
-		return 0
-	}
-	h := fnv.New32a()
-	_, _ = io.WriteString(h, dir)
-	_, _ = io.WriteString(h, suffix)
-	if g := h.Sum32(); g != noPoint {
-		return g
-	}
-	return 0
 }
 
 // closeFile checks that chunks cover the whole file.

@@ -115,7 +115,7 @@ func unpackEStargz(packed []byte) ([]byte, error) {
 // readExactly reads n bytes. It believes n only as far as bytes come.
 func readExactly(r io.Reader, n int64) ([]byte, error) {
 	var b bytes.Buffer
-	b.Grow(int(min(n, 16<<20)))
+	b.Grow(int(min(n, 16<<20)) + bytes.MinRead) // the end is found without growing
 	k, err := io.Copy(&b, io.LimitReader(r, n))
 	if err == nil && k != n {
 		err = io.ErrUnexpectedEOF

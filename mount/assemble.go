@@ -19,6 +19,7 @@ import (
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/lookahead"
 )
 
 // store is the opened store with the client that fills it.
@@ -27,7 +28,7 @@ type store struct {
 	client *fetch.Client
 	images *image.Store
 	cache  *cache.Store
-	linker *linker
+	ahead  *lookahead.Watcher
 }
 
 func openStore(o Options, log *slog.Logger) (*store, error) {
@@ -39,15 +40,15 @@ func openStore(o Options, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	linker := newLinker()
+	ahead := lookahead.New()
 	layers, err := cache.Open(o.Root, cache.Options{
-		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: linker.began,
+		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: ahead.Began,
 		Held: func() (map[string]bool, error) { return held(o.Root) },
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &store{log: log, client: client, images: images, cache: layers, linker: linker}, nil
+	return &store{log: log, client: client, images: images, cache: layers, ahead: ahead}, nil
 }
 
 func (s *store) Close() error {
@@ -61,7 +62,7 @@ type tree struct {
 	image  *image.Image
 	layers []*cache.Layer
 	chain  *cache.Chain
-	linker *linker // ended before the layers; nil until it has a tree to watch
+	ahead  *lookahead.Watcher // ended before the layers
 }
 
 func (t *tree) Close() error {
@@ -69,8 +70,8 @@ func (t *tree) Close() error {
 	if t.chain != nil {
 		errs = append(errs, t.chain.Close())
 	}
-	if t.linker != nil {
-		t.linker.Close()
+	if t.ahead != nil {
+		t.ahead.Close()
 	}
 	for _, l := range t.layers {
 		if l != nil {
@@ -125,7 +126,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 	if err != nil {
 		return nil, err
 	}
-	t = &tree{image: img, linker: s.linker, layers: make([]*cache.Layer, len(img.Layers))}
+	t = &tree{image: img, ahead: s.ahead, layers: make([]*cache.Layer, len(img.Layers))}
 	defer func() {
 		if err != nil {
 			_ = t.Close()
@@ -155,7 +156,7 @@ func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, e
 
 // reopen opens the layers of a mount that exists, without image or registry.
 func (s *store) reopen(ctx context.Context, m *State) (t *tree, err error) {
-	t = &tree{linker: s.linker, layers: make([]*cache.Layer, len(m.Layers))}
+	t = &tree{ahead: s.ahead, layers: make([]*cache.Layer, len(m.Layers))}
 	defer func() {
 		if err != nil {
 			_ = t.Close()

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/lookahead"
 	"github.com/laminafs/lamina/overlay"
 )
 
@@ -44,12 +45,12 @@ func newSession(m *State, t *tree, log *slog.Logger) *session {
 	s := &session{stats: stats, opts: fs.SessionOptions{
 		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.chain.Index.Release, Log: log,
 	}}
-	data := make([]overlay.Data, len(t.layers))
+	data, watched := make([]overlay.Data, len(t.layers)), make([]lookahead.Layer, len(t.layers))
 	for i, l := range t.layers {
-		data[i] = l
+		data[i], watched[i] = l, l
 	}
 	union := overlay.New(t.chain.Index, data)
-	t.linker.watch(union, t.layers)
+	t.ahead.Watch(union, watched)
 	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
 	if m.Engine == Kernel {
 		files := make([]fs.LayerData, len(t.layers))

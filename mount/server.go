@@ -22,6 +22,7 @@ import (
 // server, and nothing is left mounted.
 func ServeCommand(ctx context.Context, name string, o Options, events *os.File) error {
 	log := newLogger(os.Stderr)
+	hurry()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	talk := &talker{enc: json.NewEncoder(events), gone: cancel}
@@ -35,6 +36,20 @@ func ServeCommand(ctx context.Context, name string, o Options, events *os.File) 
 		talk.send(event{Error: err.Error()})
 	}
 	return err
+}
+
+// Until the tree is usable garbage is collected more rarely than Go would: the
+// tables of contents of an ordinary image fit into hurryLimit bytes, and
+// somebody waits. Beyond that many it is collected as ever.
+const (
+	usualGC    = 100 // percent, Go's own
+	hurryGC    = 800
+	hurryLimit = 256 << 20
+)
+
+func hurry() {
+	debug.SetGCPercent(hurryGC)
+	debug.SetMemoryLimit(hurryLimit)
 }
 
 // watchPause is how often a mount in front that the kernel serves alone is
@@ -254,6 +269,7 @@ func (s *server) work(ctx context.Context) (stop func()) {
 	}
 	var wg sync.WaitGroup
 	// Indexes that were just built leave a heap that serving never needs again.
+	debug.SetGCPercent(usualGC)
 	wg.Go(debug.FreeOSMemory)
 	wg.Go(func() {
 		if !s.state.Options.Fill {

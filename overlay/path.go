@@ -58,3 +58,37 @@ func (t *Tree) Resolve(path string) (index.NID, error) {
 	}
 	return at[len(at)-1], nil
 }
+
+// maxExtents is how many extents Locate returns at the most.
+const maxExtents = 1 << 10
+
+// Locate returns where the data of the regular file at path lies, of Device i in
+// layer i-1; holes are left out. Errors are those of Resolve, and EINVAL if it is
+// no regular file or has data in more than 1024 places.
+func (t *Tree) Locate(path string) ([]index.Extent, error) {
+	nid, err := t.Resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	var a index.Attr
+	if err := t.Attr(nid, &a); err != nil {
+		return nil, fmt.Errorf("locate %s: %w", path, err)
+	}
+	if a.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("locate %s: %w", path, unix.EINVAL)
+	}
+	var extents []index.Extent
+	known := true
+	err = t.Extents(nid, 0, a.Size, func(e index.Extent) bool {
+		known = e.Device > 0 && int(e.Device) <= len(t.layers) && len(extents) < maxExtents
+		extents = append(extents, e)
+		return known
+	})
+	if err == nil && !known {
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return nil, fmt.Errorf("locate %s: %w", path, err)
+	}
+	return extents, nil
+}

@@ -1,4 +1,4 @@
-package overlay_test
+package lookahead
 
 import (
 	"bytes"
@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/index"
-	"github.com/laminafs/lamina/overlay"
 )
 
 // A binaryFile is a minimal program: a header, three or four program headers,
@@ -26,7 +25,8 @@ type binaryFile struct {
 	needed  []string
 	runpath string
 	rpath   string
-	after   []string // names behind the end of the dynamic section
+	entries []elf.Dyn64 // further entries of the dynamic section
+	after   []string    // names behind the end of the dynamic section
 	change  func(h *elf.Header64, progs []elf.Prog64, dyn []elf.Dyn64)
 }
 
@@ -52,6 +52,7 @@ func (f *binaryFile) bytes() []byte {
 	if f.rpath != "" {
 		entry(elf.DT_RPATH, add(f.rpath))
 	}
+	dyn = append(dyn, f.entries...)
 	entry(elf.DT_STRTAB, address+headers)
 	entry(elf.DT_NULL, 0)
 	for _, n := range f.after {
@@ -89,15 +90,26 @@ func (f *binaryFile) bytes() []byte {
 	return b.Bytes()
 }
 
-// padded returns a layer that has image at offset 512, with room behind it.
-func padded(image []byte) memory {
-	b := make(memory, 512, 512+len(image)+512)
-	return append(append(b, image...), make([]byte, 512)...)
+// padded returns a layer that has program at offset 512, with room behind it.
+func padded(program []byte) *fakeLayer {
+	b := make([]byte, 512, 512+len(program)+512)
+	return &fakeLayer{key: "program", data: append(append(b, program...), make([]byte, 512)...)}
+}
+
+// needed returns where the interpreter and the libraries of f lie.
+func needed(ctx context.Context, s *scene, f file) (extents []index.Extent, err error) {
+	wishes, err := libraries(ctx, s, f)
+	for _, w := range wishes {
+		if w.ends { // no part of f itself
+			extents = append(extents, w.extents...)
+		}
+	}
+	return extents, err
 }
 
 // system is a tree with libraries, each at a data offset of its own in layer 1:
-// the program is in layer 0.
-func system(t testing.TB, program []byte) (tree *overlay.Tree, at map[string]int64) {
+// the program is in layer 0, and f.
+func system(t testing.TB, program []byte) (s *scene, f file, at map[string]int64) {
 	t.Helper()
 	root := &index.Node{Mode: unix.S_IFDIR | 0o755}
 	at = make(map[string]int64)
@@ -142,10 +154,11 @@ func system(t testing.TB, program []byte) (tree *overlay.Tree, at map[string]int
 	}})
 	// In a layer that the tree was not given.
 	put(root, "usr/lib/libforeign.so", &index.Node{Mode: unix.S_IFREG, Size: 5, Extents: []index.Extent{{Len: 5, Device: 3}}})
-	return merged(t, root, 3, padded(program), make(memory, 1<<12)), at
+	s = sceneOf(merged(t, root, 3), padded(program), &fakeLayer{key: "libraries"})
+	return s, file{off: 512, len: int64(len(program)), sure: true}, at
 }
 
-func TestNeeded(t *testing.T) {
+func TestLibraries(t *testing.T) {
 	const lib = "/usr/lib/x86_64-linux-gnu/"
 	for name, c := range map[string]struct {
 		file binaryFile
@@ -180,8 +193,8 @@ func TestNeeded(t *testing.T) {
 		},
 		"name as long as can be": {binaryFile{needed: []string{strings.Repeat("n", 255), "libc.so.6"}}, []string{lib + "libc.so.6"}},
 	} {
-		tree, at := system(t, c.file.bytes())
-		got, err := tree.Needed(t.Context(), 0, 512)
+		s, f, at := system(t, c.file.bytes())
+		got, err := needed(t.Context(), s, f)
 		var want []index.Extent
 		for _, path := range c.want {
 			off, ok := at[path]
@@ -196,10 +209,10 @@ func TestNeeded(t *testing.T) {
 	}
 }
 
-// TestNeededPieces: a library that is not in one piece is returned whole.
-func TestNeededPieces(t *testing.T) {
-	tree, _ := system(t, (&binaryFile{needed: []string{"libholes.so"}}).bytes())
-	got, err := tree.Needed(t.Context(), 0, 512)
+// TestLibrariesPieces: a library that is not in one piece is returned whole.
+func TestLibrariesPieces(t *testing.T) {
+	s, f, _ := system(t, (&binaryFile{needed: []string{"libholes.so"}}).bytes())
+	got, err := needed(t.Context(), s, f)
 	want := []index.Extent{
 		{Len: 1 << 12, Off: 1 << 20, Device: 1}, {FileOff: 2 << 12, Len: 1 << 12, Off: 2 << 20, Device: 2},
 	}
@@ -208,9 +221,9 @@ func TestNeededPieces(t *testing.T) {
 	}
 }
 
-// TestNeededHostile: what is wrong with a program is an error, and found out
+// TestLibrariesHostile: what is wrong with a program is an error, and found out
 // without much effort.
-func TestNeededHostile(t *testing.T) {
+func TestLibrariesHostile(t *testing.T) {
 	type header = func(h *elf.Header64, progs []elf.Prog64, dyn []elf.Dyn64)
 	for name, change := range map[string]header{
 		"no magic":                func(h *elf.Header64, _ []elf.Prog64, _ []elf.Dyn64) { h.Ident[0] = 0 },
@@ -240,119 +253,175 @@ func TestNeededHostile(t *testing.T) {
 			}
 		},
 	} {
-		f := binaryFile{needed: []string{"libc.so.6"}, change: change}
-		tree, _ := system(t, f.bytes())
-		if got, err := tree.Needed(t.Context(), 0, 512); err == nil {
-			t.Errorf("%s: no error, %v", name, got)
+		s, f, _ := system(t, (&binaryFile{needed: []string{"libc.so.6"}, change: change}).bytes())
+		if got, err := libraries(t.Context(), s, f); err == nil || got != nil {
+			t.Errorf("%s: %v, %v", name, got, err)
 		} else if !strings.Contains(err.Error(), "512 of layer 0") || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: message %q", name, err)
 		}
 	}
-	for name, f := range map[string]binaryFile{
+	for name, b := range map[string]binaryFile{
 		"name without an end": {needed: []string{strings.Repeat("n", 256)}},
 		"long name":           {needed: []string{strings.Repeat("n", 5000)}},
 	} {
-		tree, _ := system(t, f.bytes())
-		if got, err := tree.Needed(t.Context(), 0, 512); err == nil {
+		s, f, _ := system(t, b.bytes())
+		if got, err := libraries(t.Context(), s, f); err == nil {
 			t.Errorf("%s: %v", name, got)
 		}
 	}
 }
 
-// TestNeededForgives: a bad interpreter or run path leaves the libraries.
-func TestNeededForgives(t *testing.T) {
-	for name, f := range map[string]binaryFile{
+// TestLibrariesForgives: a bad interpreter or run path leaves the libraries.
+func TestLibrariesForgives(t *testing.T) {
+	for name, b := range map[string]binaryFile{
 		"interpreter": {interp: "/x", change: func(_ *elf.Header64, p []elf.Prog64, _ []elf.Dyn64) { p[3].Off = 1 << 30 }},
 		"run path":    {runpath: "/x", change: func(_ *elf.Header64, _ []elf.Prog64, d []elf.Dyn64) { d[1].Val = math.MaxUint32 }},
 	} {
-		f.needed = []string{"libc.so.6"}
-		tree, at := system(t, f.bytes())
-		got, err := tree.Needed(t.Context(), 0, 512)
+		b.needed = []string{"libc.so.6"}
+		s, f, at := system(t, b.bytes())
+		got, err := needed(t.Context(), s, f)
 		if err != nil || len(got) != 1 || got[0].Off != at["/usr/lib/x86_64-linux-gnu/libc.so.6"] {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }
 
-// TestNeededMany: of endless names some are looked for.
-func TestNeededMany(t *testing.T) {
-	f := binaryFile{runpath: strings.Repeat("/a:", 60)}
+// TestLibrariesMany: of endless names some are looked for.
+func TestLibrariesMany(t *testing.T) {
+	b := binaryFile{runpath: strings.Repeat("/a:", 60)}
 	for range 3000 {
-		f.needed = append(f.needed, "libc.so.6")
+		b.needed = append(b.needed, "libc.so.6")
 	}
-	tree, _ := system(t, f.bytes())
-	if got, err := tree.Needed(t.Context(), 0, 512); err != nil || len(got) == 0 || len(got) > 1000 {
+	s, f, _ := system(t, b.bytes())
+	if got, err := needed(t.Context(), s, f); err != nil || len(got) == 0 || len(got) > 1000 {
 		t.Errorf("%d extents, %v", len(got), err)
 	}
 }
 
-// TestNeededCut: no beginning of a program is taken for all of it.
-func TestNeededCut(t *testing.T) {
-	f := binaryFile{interp: "/lib64/ld-linux-x86-64.so.2", needed: []string{"libz.so.1", "libc.so.6"}}
-	image := f.bytes()
-	root := &index.Node{Mode: unix.S_IFDIR | 0o755}
-	for n := range image {
-		tree := merged(t, root, 1, memory(image[:n]))
-		if _, err := tree.Needed(t.Context(), 0, 0); err == nil {
-			t.Errorf("%d bytes of %d: no error", n, len(image))
+// TestLibrariesCut: no beginning of a program is taken for all of it, whether
+// its layer ends there or goes on, and nothing is read of what follows it.
+func TestLibrariesCut(t *testing.T) {
+	program := (&binaryFile{interp: "/lib64/ld-linux-x86-64.so.2", needed: []string{"libz.so.1", "libc.so.6"}}).bytes()
+	x := merged(t, &index.Node{Mode: unix.S_IFDIR | 0o755}, 1)
+	for n := range program {
+		s := sceneOf(x, &fakeLayer{data: program[:n]})
+		if _, err := libraries(t.Context(), s, file{len: int64(len(program))}); err == nil {
+			t.Errorf("layer of %d bytes of %d: no error", n, len(program))
+		}
+		l := padded(program)
+		if _, err := libraries(t.Context(), sceneOf(x, l), file{off: 512, len: int64(n)}); err == nil {
+			t.Errorf("%d bytes of %d: no error", n, len(program))
+		}
+		if l.read > 512+int64(n) {
+			t.Errorf("%d bytes of %d: read up to %d", n, len(program), l.read-512)
 		}
 	}
 	// A file that ends where its layer does.
-	tree := merged(t, root, 1, memory(image))
-	if _, err := tree.Needed(t.Context(), 0, 0); err != nil {
+	s := sceneOf(x, &fakeLayer{data: program})
+	if _, err := libraries(t.Context(), s, file{len: int64(len(program))}); err != nil {
 		t.Errorf("all of it: %v", err)
 	}
 }
 
-func TestNeededArguments(t *testing.T) {
-	tree, _ := system(t, (&binaryFile{}).bytes())
-	for _, c := range []struct {
-		layer int
-		off   int64
-	}{{-1, 512}, {2, 512}, {math.MaxInt, 512}, {0, -1}, {0, math.MinInt64}, {0, 1 << 40}, {0, math.MaxInt64}, {0, 0}, {1, 0}} {
-		if _, err := tree.Needed(t.Context(), c.layer, c.off); err == nil {
-			t.Errorf("layer %d at %d: no error", c.layer, c.off)
+// TestLibrariesNamesLast: a program may end with the last of its names.
+func TestLibrariesNamesLast(t *testing.T) {
+	b := binaryFile{needed: []string{"libz.so.1", "libc.so.6"}}
+	var table int
+	b.change = func(h *elf.Header64, p []elf.Prog64, d []elf.Dyn64) {
+		table = int(p[2].Off) + 16*len(d)
+		p[1].Filesz = 1 << 20
+		for i := range d {
+			if elf.DynTag(d[i].Tag) == elf.DT_STRTAB {
+				d[i].Val = address + uint64(table)
+			}
+		}
+	}
+	program := b.bytes()
+	program = append(program, "\x00libz.so.1\x00libc.so.6\x00"...)
+	s, f, at := system(t, program)
+	got, err := needed(t.Context(), s, f)
+	const lib = "/usr/lib/x86_64-linux-gnu/"
+	if err != nil || len(got) != 2 || got[0].Off != at[lib+"libz.so.1.3"] || got[1].Off != at[lib+"libc.so.6"] {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
+func TestLibrariesNotThere(t *testing.T) {
+	s, f, _ := system(t, (&binaryFile{}).bytes())
+	for _, g := range []file{
+		{off: -1, len: f.len},
+		{off: math.MinInt64, len: f.len},
+		{off: 1 << 40, len: f.len},
+		{off: math.MaxInt64, len: f.len},
+		{off: 0, len: f.len},
+		{off: 512, len: 0},
+		{off: 512, len: -1},
+		{off: 512, len: math.MinInt64},
+		{layer: 1, len: f.len},
+	} {
+		if _, err := libraries(t.Context(), s, g); err == nil {
+			t.Errorf("%+v: no error", g)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := tree.Needed(ctx, 0, 512); !errors.Is(err, context.Canceled) {
+	if _, err := libraries(ctx, s, f); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
 
-func TestIsProgram(t *testing.T) {
+func TestIsELF(t *testing.T) {
 	image := (&binaryFile{}).bytes()
 	for n, want := range map[int]bool{0: false, 4: false, 5: false, 6: true, 64: true} {
-		if overlay.IsProgram(image[:n]) != want {
+		if isELF(image[:n]) != want {
 			t.Errorf("%d bytes: not %v", n, want)
 		}
 	}
 	for _, head := range []string{"#!/bin/sh\n", "\x7fELF\x01\x01\x01", "\x7fELF\x02\x02\x01", "\x7fELG\x02\x01\x01"} {
-		if overlay.IsProgram([]byte(head)) {
+		if isELF([]byte(head)) {
 			t.Errorf("%q is a program", head)
 		}
 	}
 }
 
-// FuzzNeeded: no program makes us panic, or name what is not in the tree.
-func FuzzNeeded(f *testing.F) {
+// FuzzLibraries: no program makes us panic, or name what is not in the tree, or
+// read or wish for what is behind its end.
+func FuzzLibraries(f *testing.F) {
 	for _, b := range []binaryFile{
 		{interp: "/lib64/ld-linux-x86-64.so.2", needed: []string{"libz.so.1", "libc.so.6"}, runpath: "/opt/app/lib:$ORIGIN"},
 		{needed: []string{"libplain.so.1", "libholes.so", "libforeign.so"}, rpath: "/opt/../../opt/old"},
 		{machine: elf.EM_AARCH64, change: func(h *elf.Header64, p []elf.Prog64, _ []elf.Dyn64) { h.Phnum, p[2].Filesz = 128, 1<<63 }},
+		{
+			entries: []elf.Dyn64{
+				{Tag: int64(elf.DT_RELA), Val: address + 8},
+				{Tag: int64(elf.DT_RELASZ), Val: 24},
+				{Tag: int64(elf.DT_JMPREL), Val: address + 32},
+				{Tag: int64(elf.DT_PLTRELSZ), Val: 1 << 39},
+			},
+			change: func(_ *elf.Header64, p []elf.Prog64, _ []elf.Dyn64) { p[1].Flags = uint32(elf.PF_W) },
+		},
 	} {
 		f.Add(b.bytes())
 	}
-	tree, _ := system(f, nil)
+	system, _, _ := system(f, nil)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		got, err := overlay.New(tree.Index, []overlay.Data{padded(b), memory{}}).Needed(t.Context(), 0, 512)
+		l := padded(b)
+		end := 512 + int64(len(b))
+		got, err := libraries(t.Context(), sceneOf(system.tree.Index, l, &fakeLayer{}), file{off: 512, len: int64(len(b))})
 		if err != nil && got != nil {
 			t.Errorf("%v and %v", got, err)
 		}
-		for _, e := range got {
-			if e.Device < 1 || e.Device > 2 || e.Len <= 0 {
-				t.Error(fmt.Sprint(e))
+		if l.read > end {
+			t.Errorf("read up to %d of %d", l.read, end)
+		}
+		for _, w := range got {
+			for _, e := range w.extents {
+				if e.Device < 1 || e.Device > 2 || e.Len <= 0 || w.sure {
+					t.Error(fmt.Sprint(e))
+				}
+				if !w.ends && (e.Device != 1 || e.Off < 512 || e.Off+e.Len > end) {
+					t.Errorf("part %v of %d", e, end)
+				}
 			}
 		}
 	})

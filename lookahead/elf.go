@@ -1,18 +1,13 @@
-package overlay
+package lookahead
 
 import (
 	"bytes"
-	"context"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/laminafs/lamina/index"
 )
 
 // Bounds on what is believed of a program's own tables.
@@ -21,82 +16,23 @@ const (
 	maxDynamic = 64 << 10
 	maxNames   = 256
 	maxNameLen = 256
+	maxOffset  = 1 << 40
+
+	// maxSymbols is up to what size all symbols of a program are taken to be
+	// looked at.
+	maxSymbols = 1 << 20
+	// maxLinked is how much of one part that is read to relocate a program is
+	// asked for: larger ones are tables of other things.
+	maxLinked = 16 << 20
 )
 
 var errNotELF = errors.New("not a 64-bit little-endian ELF file")
 
-// IsProgram tells by its first bytes whether a file may be a program or shared
-// library that Needed understands.
-func IsProgram(head []byte) bool {
+// isELF tells by its first bytes whether a file may be a program or shared
+// library that parseELF understands.
+func isELF(head []byte) bool {
 	return len(head) >= 6 && string(head[:4]) == elf.ELFMAG &&
 		head[elf.EI_CLASS] == byte(elf.ELFCLASS64) && head[elf.EI_DATA] == byte(elf.ELFDATA2LSB)
-}
-
-// Needed returns where the files lie that the dynamic linker maps when it loads
-// the program or library whose data begins at off of layer (0 is the bottom):
-// the interpreter and the libraries that are named in it, as far as they are
-// found where Debian, Fedora and Alpine have them. It reads of the file what the
-// linker reads, fetching it if need be. Of a library that is found the extents
-// are those of the whole file.
-func (t *Tree) Needed(ctx context.Context, layer int, off int64) ([]index.Extent, error) {
-	if layer < 0 || layer >= len(t.layers) {
-		return nil, fmt.Errorf("libraries of data at %d of layer %d: %w", off, layer, index.ErrCorrupt)
-	}
-	p := program{r: dataReader{ctx, t.layers[layer], off}}
-	if err := p.parse(); err != nil {
-		return nil, fmt.Errorf("libraries of data at %d of layer %d: %w", off, layer, err)
-	}
-	var found []index.Extent
-	for _, name := range p.needed {
-		paths := []string{name}
-		if !strings.Contains(name, "/") {
-			paths = p.places(name)
-		}
-		for _, path := range paths {
-			if e, ok := t.file(path); ok {
-				found = append(found, e...)
-				break
-			}
-		}
-	}
-	return found, nil
-}
-
-// file returns the extents of the regular file at path.
-func (t *Tree) file(path string) (extents []index.Extent, ok bool) {
-	nid, err := t.Resolve(path)
-	if err != nil {
-		return nil, false
-	}
-	var a index.Attr
-	if err := t.Attr(nid, &a); err != nil || a.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, false
-	}
-	known := true
-	err = t.Extents(nid, 0, a.Size, func(e index.Extent) bool {
-		known = e.Device > 0 && int(e.Device) <= len(t.layers)
-		extents = append(extents, e)
-		return known && len(extents) < maxNames
-	})
-	return extents, err == nil && known
-}
-
-// dataReader reads a file by its data offset. Its size is not known: what is
-// read behind its end is some other file's, or an error.
-type dataReader struct {
-	ctx  context.Context
-	data Data
-	off  int64
-}
-
-func (r dataReader) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > 1<<40 {
-		return 0, errNotELF
-	}
-	if err := r.data.ReadAt(r.ctx, p, r.off+off); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }
 
 // program is what is read of an ELF file: see the System V ABI, chapters 4, 5.
@@ -104,8 +40,20 @@ type program struct {
 	r       io.ReaderAt
 	header  elf.Header64
 	loads   []elf.Prog64
-	needed  []string // names of libraries, and the interpreter's path
+	interp  string   // path of the interpreter, or empty
+	needed  []string // names of libraries, or paths
 	runpath []string
+	linked  []part // what the dynamic linker reads all of to relocate the program
+}
+
+// part is a part of a file.
+type part struct{ off, len int64 }
+
+// parseELF reads of r what the dynamic linker reads of a program or library to
+// find out what it needs.
+func parseELF(r io.ReaderAt) (*program, error) {
+	p := &program{r: r}
+	return p, p.parse()
 }
 
 func (p *program) read(v any, off int64) error {
@@ -121,7 +69,7 @@ func (p *program) parse() error {
 		return err
 	}
 	h := &p.header
-	if !IsProgram(h.Ident[:]) || h.Phentsize != uint16(binary.Size(elf.Prog64{})) || h.Phnum > maxHeaders {
+	if !isELF(h.Ident[:]) || h.Phentsize != uint16(binary.Size(elf.Prog64{})) || h.Phnum > maxHeaders {
 		return errNotELF
 	}
 	progs := make([]elf.Prog64, h.Phnum)
@@ -132,9 +80,13 @@ func (p *program) parse() error {
 		switch elf.ProgType(g.Type) {
 		case elf.PT_LOAD:
 			p.loads = append(p.loads, g)
+			// Variables, and, at the beginning, symbols.
+			if elf.ProgFlag(g.Flags)&elf.PF_W != 0 || g.Off == 0 && elf.ProgFlag(g.Flags)&elf.PF_X == 0 && g.Filesz <= maxSymbols {
+				p.link(g.Off, g.Filesz)
+			}
 		case elf.PT_INTERP:
 			if name, err := p.text(int64(g.Off)); err == nil {
-				p.needed = append(p.needed, name)
+				p.interp = name
 			}
 		}
 	}
@@ -153,7 +105,7 @@ func (p *program) dynamic(g elf.Prog64) error {
 		return err
 	}
 	var names, paths []uint64
-	strings64 := uint64(0)
+	var strings64, rela, relaSize, jmprel, pltSize uint64
 	for _, d := range entries {
 		if elf.DynTag(d.Tag) == elf.DT_NULL {
 			break // what is behind it was never there, or was taken out
@@ -161,10 +113,23 @@ func (p *program) dynamic(g elf.Prog64) error {
 		switch elf.DynTag(d.Tag) {
 		case elf.DT_STRTAB:
 			strings64 = d.Val
+		case elf.DT_RELA:
+			rela = d.Val
+		case elf.DT_RELASZ:
+			relaSize = d.Val
+		case elf.DT_JMPREL:
+			jmprel = d.Val
+		case elf.DT_PLTRELSZ:
+			pltSize = d.Val
 		case elf.DT_NEEDED:
 			names = append(names, d.Val)
 		case elf.DT_RUNPATH, elf.DT_RPATH:
 			paths = append(paths, d.Val)
+		}
+	}
+	for _, t := range [][2]uint64{{rela, relaSize}, {jmprel, pltSize}} {
+		if off, err := p.fileOffset(t[0]); err == nil {
+			p.link(uint64(off), t[1])
 		}
 	}
 	table, err := p.fileOffset(strings64)
@@ -186,6 +151,13 @@ func (p *program) dynamic(g elf.Prog64) error {
 	return nil
 }
 
+// link notes a part of the file that is read to relocate the program.
+func (p *program) link(off, n uint64) {
+	if n > 0 && off < maxOffset && n < maxOffset {
+		p.linked = append(p.linked, part{int64(off), int64(min(n, maxLinked))})
+	}
+}
+
 // fileOffset translates an address of the loaded program.
 func (p *program) fileOffset(addr uint64) (int64, error) {
 	for _, g := range p.loads {
@@ -199,13 +171,9 @@ func (p *program) fileOffset(addr uint64) (int64, error) {
 // text reads a string that ends with a zero byte.
 func (p *program) text(off int64) (string, error) {
 	var b [maxNameLen]byte
-	n := len(b)
-	if _, err := p.r.ReadAt(b[:], off); err != nil {
-		// It may end near the end of the layer.
-		n = 32
-		if _, err := p.r.ReadAt(b[:n], off); err != nil {
-			return "", err
-		}
+	n, err := p.r.ReadAt(b[:], off)
+	if err != nil && err != io.EOF { // it may lie near the end of the file
+		return "", err
 	}
 	s, _, ok := strings.Cut(string(b[:n]), "\x00")
 	if !ok || s == "" {

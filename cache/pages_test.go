@@ -1,0 +1,111 @@
+package cache
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// coldFile is a file of n random bytes that are on the disk and not in memory.
+func coldFile(t *testing.T, n int) (*os.File, []byte) {
+	t.Helper()
+	data := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
+	path := filepath.Join(t.TempDir(), "data")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	forget(t, f)
+	return f, data
+}
+
+// forget makes the kernel forget the pages of f.
+func forget(t *testing.T, f *os.File) {
+	t.Helper()
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// cached waits a little for n bytes at off to be in memory.
+func cached(f *os.File, off int64, n int) bool {
+	p := make([]byte, n)
+	for range 200 {
+		if got, _ := readCached(f, p, off); got == n {
+			return true
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+// TestPagesRead: whatever is asked for ahead, reads return what is in the file.
+func TestPagesRead(t *testing.T) {
+	f, data := coldFile(t, 8<<20)
+	var a pages
+	var wg sync.WaitGroup
+	for g := range 4 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(g), 1))
+			p := make([]byte, 200_000)
+			for range 300 {
+				off := rnd.Int64N(int64(len(data)))
+				b := p[:rnd.Int64N(min(int64(len(p)), int64(len(data))-off)+1)]
+				if rnd.IntN(20) == 0 {
+					_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+				}
+				if n, err := a.read(f, b, off); err != nil || n != len(b) || !bytes.Equal(b, data[off:off+int64(n)]) {
+					t.Errorf("%d of %d bytes at %d: %v", n, len(b), off, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	p := make([]byte, 100)
+	if n, err := a.read(f, p, int64(len(data))-10); n != 10 || err == nil {
+		t.Errorf("past the end: %d bytes, %v", n, err)
+	}
+}
+
+// TestPagesAhead: who reads small pieces with gaps finds the next ones in memory;
+// who reads here and there is not given much around it.
+func TestPagesAhead(t *testing.T) {
+	f, _ := coldFile(t, 16<<20)
+	if _, err := readCached(f, make([]byte, 1), 8<<20); err == nil {
+		t.Skip("TMPDIR is no disk: its files are always in memory")
+	}
+	var a pages
+	p := make([]byte, 1000)
+	off := int64(1 << 20)
+	for range 40 { // 40 times 1,000 bytes in steps of 10,000
+		if _, err := a.read(f, p, off); err != nil {
+			t.Fatal(err)
+		}
+		off += 10_000
+	}
+	if !cached(f, off, len(p)) || !cached(f, off+10_000, len(p)) {
+		t.Error("what follows was not asked for")
+	}
+	forget(t, f)
+	if _, err := a.read(f, p, 10<<20); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := readCached(f, p, 10<<20+2*minPages); n != 0 {
+		t.Error("a read somewhere brought what is far from it")
+	}
+}
