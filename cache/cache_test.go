@@ -458,6 +458,7 @@ func TestDamage(t *testing.T) {
 			}
 		}
 	}
+	fixtures := []*fixture{gzipFixture(t, files(13, 40, 20<<10)), estargzFixture(t, files(13, 40, 20<<10))}
 	for name, damage := range map[string]layerFiles{
 		"no bitmap":      remove("bitmap"),
 		"short bitmap":   truncate("bitmap", 5000),
@@ -470,7 +471,8 @@ func TestDamage(t *testing.T) {
 		"garbage bitmap": garbage,
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, f := range []*fixture{gzipFixture(t, files(13, 40, 20<<10)), estargzFixture(t, files(13, 40, 20<<10))} {
+			for _, f := range fixtures {
+				f := f.again()
 				dir := t.TempDir()
 				s := openStore(t, dir, cache.Options{})
 				l, err := s.Layer(t.Context(), f.src, nil)

@@ -88,6 +88,7 @@ func TestEvictOldest(t *testing.T) {
 
 func TestEvictSpares(t *testing.T) {
 	held := map[string]bool{}
+	made := gzipFixture(t, files(21, 50, 64<<10))
 	for name, setup := range map[string]func(l *cache.Layer) func(){
 		"nothing":   func(*cache.Layer) func() { return func() {} },
 		"hold":      func(l *cache.Layer) func() { _ = l.Hold(); return l.Unhold },
@@ -95,7 +96,7 @@ func TestEvictSpares(t *testing.T) {
 		"kernel":    func(l *cache.Layer) func() { held[l.Key()] = true; return func() { delete(held, l.Key()) } },
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := gzipFixture(t, files(21, 50, 64<<10))
+			f := made.again()
 			dir := t.TempDir()
 			l := openLayer(t, dir, cache.Options{}, f)
 			undo := setup(l)
@@ -136,6 +137,7 @@ func TestEvictUnderReaders(t *testing.T) {
 		"estargz": estargzFixture(t, files(22, 60, 64<<10)),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it takes the time it is given
 			dir := t.TempDir()
 			o := cache.Options{Limit: 1 << 20}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -192,7 +194,7 @@ func TestEvictUnderReaders(t *testing.T) {
 }
 
 func TestFill(t *testing.T) {
-	f := estargzFixture(t, files(23, 200, 64<<10))
+	f := estargzFixture(t, files(23, 100, 64<<10))
 	f.blob.rtt = time.Millisecond
 	dir := t.TempDir()
 	s := openStore(t, dir, cache.Options{})
@@ -225,7 +227,7 @@ func TestFill(t *testing.T) {
 }
 
 func TestFillFullDisk(t *testing.T) {
-	f := estargzFixture(t, files(25, 100, 64<<10))
+	f := estargzFixture(t, files(25, 50, 64<<10))
 	var on atomic.Bool
 	on.Store(true)
 	s := openStore(t, t.TempDir(), cache.WithData(cache.Options{}, func(d cache.DataFile) cache.DataFile { return full{d, &on} }))
@@ -265,9 +267,9 @@ func TestPrefetch(t *testing.T) {
 }
 
 func TestFillBeyondLimit(t *testing.T) {
-	f := estargzFixture(t, files(24, 200, 64<<10))
+	f := estargzFixture(t, files(24, 100, 64<<10))
 	dir := t.TempDir()
-	s := openStore(t, dir, cache.Options{Limit: 3 << 20})
+	s := openStore(t, dir, cache.Options{Limit: 3 << 19})
 	defer func() { _ = s.Close() }()
 	l, err := s.Layer(t.Context(), f.src, nil)
 	if err != nil {

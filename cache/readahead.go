@@ -111,9 +111,9 @@ type readAhead struct {
 	group func(i int) layer.Group
 	// wasRead tells whether chunk i was read, not only fetched.
 	wasRead func(i int) bool
-	// orderly says that the last reader goes from file to file in the order of
-	// the blob.
-	orderly atomic.Bool
+	// order grows with every read of a reader that goes from file to file in
+	// the order of the blob, and falls with every other; see orderly.
+	order atomic.Int32
 	// link is the measured round trip time and bandwidth.
 	link func() (time.Duration, float64)
 }
@@ -159,6 +159,12 @@ const streamFiles = 3
 // side by side in many a layer.
 const looseFiles = 8
 
+// minOrder is from which order on readers are orderly, maxOrder the most it grows.
+const (
+	minOrder = 2
+	maxOrder = 10
+)
+
 // stepSlack is how many chunks a read may skip, or repeat, and still go on from
 // group to group: links were read elsewhere, and pages overlap small files.
 const stepSlack = 4
@@ -201,7 +207,11 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	passed := here - past.began
 	window := int64(0)
 	streams := past.sequential(here)
-	r.orderly.Store(streams && within == unbounded)
+	if streams && within == unbounded {
+		r.order.Store(min(r.order.Load()+1, maxOrder))
+	} else {
+		r.order.Store(max(r.order.Load()-1, 0))
+	}
 	if streams {
 		// What was passed is the best guess of what is still to come.
 		if window = passed / 2; passed >= 4*trip || room >= 16*trip {
@@ -239,6 +249,11 @@ func (r *readAhead) crosses(within bounds, i int) bool {
 	}
 	return false
 }
+
+// orderly tells whether the readers go from file to file in the order of the
+// blob. One who does may meet much that is there already and look like a new one
+// behind it: that takes a few reads to be believed.
+func (r *readAhead) orderly() bool { return r.order.Load() >= minOrder }
 
 // bounds tells how far s, which reads chunk i, may be fetched ahead of.
 func (r *readAhead) bounds(s *stream, i int) bounds {

@@ -122,7 +122,7 @@ func (g *granting) grant(w Wish, trip int64) {
 // other in the order of the blob: he needs nobody to look ahead, and is no
 // program that is started.
 func (l *Layer) began(k int, c *layer.Chunk, p []byte, sure bool) {
-	if l.store.opts.Began == nil || c.Continues || l.ahead.orderly.Load() {
+	if l.store.opts.Began == nil || c.Continues || l.ahead.orderly() {
 		return
 	}
 	if f := l.table.Format(); f != layer.EStargz && f != layer.ZstdChunked {

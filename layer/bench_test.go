@@ -26,7 +26,7 @@ func readFile(t testing.TB, path string) []byte {
 
 // TestOpenTable: files that are no tables.
 func TestOpenTable(t *testing.T) {
-	s, _ := open(t, packGzip(6, 0)(t, randomTar(t, 1, 10)), false)
+	s, _ := open(t, packGzip(6, 0)(t, randomTar(t, 1, 10, twoSpans)), false)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "chunks")
 	check(t, s.Table.Write(path))
@@ -131,7 +131,7 @@ func BenchmarkStream(b *testing.B) {
 }
 
 func BenchmarkDecode(b *testing.B) {
-	in := randomTar(b, 1, 400)
+	in := randomTar(b, 1, 400, twoSpans)
 	for _, f := range formats {
 		src := f.pack(b, in)
 		s, _ := open(b, src, f.lazy)

@@ -35,6 +35,7 @@ func TestContinues(t *testing.T) {
 	b := filesTar(t, names, func(i int) int { return 40_000 + 150_000*(i%3) })
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			src := f.pack(t, b)
 			s, _ := open(t, src, f.lazy)
 			table := kept(t, s)

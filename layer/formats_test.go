@@ -128,13 +128,13 @@ func packStdGzip(t testing.TB, b []byte) layer.Source {
 func packZstd(frame int) func(testing.TB, []byte) layer.Source {
 	return func(t testing.TB, b []byte) layer.Source {
 		var out bytes.Buffer
-		for rest := b; ; {
+		w, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
+		check(t, err)
+		for rest := b; ; w.Reset(&out) {
 			n := len(rest)
 			if frame > 0 {
 				n = min(n, frame)
 			}
-			w, err := zstd.NewWriter(&out, zstd.WithEncoderConcurrency(1))
-			check(t, err)
 			_, err = w.Write(rest[:n])
 			check(t, err)
 			check(t, w.Close())

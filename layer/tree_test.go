@@ -15,9 +15,16 @@ import (
 	"github.com/laminafs/lamina/index"
 )
 
+// Lengths of the one big file of a randomTar. Streams of more than 2 MiB are
+// entered in their middle too; where that does not matter it takes time only.
+const (
+	twoSpans = 3_000_000
+	oneSpan  = 200_000
+)
+
 // randomTar returns a tar with a bit of everything that all formats can hold,
-// and its files of several MB.
-func randomTar(t testing.TB, seed uint64, files int) []byte {
+// and one file of big bytes.
+func randomTar(t testing.TB, seed uint64, files, big int) []byte {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	var out bytes.Buffer
@@ -81,7 +88,7 @@ func randomTar(t testing.TB, seed uint64, files int) []byte {
 		}
 	}
 	add(&tar.Header{Name: "zeros", Typeflag: tar.TypeReg}, make([]byte, 300_000))
-	add(&tar.Header{Name: "big", Typeflag: tar.TypeReg}, content(rnd, 3_000_000))
+	add(&tar.Header{Name: "big", Typeflag: tar.TypeReg}, content(rnd, big))
 	add(&tar.Header{Name: "to-lower", Typeflag: tar.TypeLink, Linkname: "lib/in/another/layer"}, nil)
 	check(t, w.Close())
 	return out.Bytes()
