@@ -228,6 +228,33 @@ func TestBeganOrderly(t *testing.T) {
 	c.expect(t, f, l, told...)
 }
 
+// TestBeganAfterOrderly: who reads here and there after somebody who read in
+// order is believed after some reads.
+func TestBeganAfterOrderly(t *testing.T) {
+	const most = 10
+	var list named
+	for i := range 60 {
+		list.add(fmt.Sprintf("dir%03d/f%02d.so", i/20, i%20), 8<<10)
+	}
+	for i := range most { // so far apart that nobody reads them in one go
+		list.add(fmt.Sprintf("bin/program%d", i), 8<<10)
+		list.add(fmt.Sprintf("dir003/data%d", i), 600<<10)
+	}
+	f := estargzFixture(t, list)
+	var b begun
+	l := openLayer(t, t.TempDir(), b.options(), f)
+	for i := range 60 {
+		f.read(t, l, list[i].name)
+	}
+	n := b.count()
+	for i := range most {
+		f.read(t, l, fmt.Sprintf("bin/program%d", (i*3)%most))
+	}
+	if b.count() == n {
+		t.Errorf("nobody was told of %d programs", most)
+	}
+}
+
 // TestBeganTogether: once, though many read and want the file at once.
 func TestBeganTogether(t *testing.T) {
 	f := wanted(t)

@@ -180,6 +180,8 @@ func TestReadAheadKinds(t *testing.T) {
 		list.add(fmt.Sprintf("dir000/f%02d.js", i), 100<<10)
 		list.add(fmt.Sprintf("dir000/f%02d.map", i), 40<<10)
 	}
+	// The last is too large to come ahead, and nothing follows it.
+	list.add("dir000/last.js", 600<<10)
 	f := estargzFixture(t, list)
 	l := openLayer(t, t.TempDir(), instant(f), f)
 	misses := l.Stats().Misses
@@ -193,6 +195,27 @@ func TestReadAheadKinds(t *testing.T) {
 	}
 	if misses = l.Stats().Misses - misses; misses > 20 {
 		t.Errorf("%d misses of 40 files", misses)
+	}
+}
+
+// TestReadAheadOnce: what many wait for was read once, and is no sign of a reader
+// that reads most of what he passes.
+func TestReadAheadOnce(t *testing.T) {
+	var list named
+	for i := range 12 { // too large to come along with others
+		list.add(fmt.Sprintf("dir000/f%02d.py", i), 200<<10)
+	}
+	f := estargzFixture(t, list)
+	l := openLayer(t, t.TempDir(), linked(f), f)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() { f.read(t, l, list[0].name) })
+	}
+	wg.Wait()
+	f.read(t, l, list[3].name)
+	f.read(t, l, list[6].name)
+	if have := f.brought(t, l); len(have) != 3 {
+		t.Errorf("it brought %v", have)
 	}
 }
 

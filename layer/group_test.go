@@ -21,7 +21,11 @@ func TestGroupOf(t *testing.T) {
 		{"usr/lib/libx.so", "usr/lib/liby.so", true},
 		{"etc/hosts", "etc/passwd", true},
 		{"etc/hosts", "etc/hosts.allow", false},
-		{"usr/cabin/key", "usr/cabin/hut", true}, // no bin
+		{"usr/cabin/key", "usr/cabin/hut", true},   // no bin
+		{"usr/bin/data/a", "usr/bin/data/b", true}, // nor here
+		{"usr/bin/a.sh", "usr/bin/b.sh", true},     // no programs
+		{"usr/lib/mod/x.abi3.so", "usr/lib/mod/y.so", true},
+		{"usr/lib/mod/x.py", "usr/lib/mod/x.so", false},
 	} {
 		a, b := groupOf(c.a), groupOf(c.b)
 		if a == 0 || b == 0 || (a == b) != c.same {
@@ -30,7 +34,8 @@ func TestGroupOf(t *testing.T) {
 	}
 	for _, name := range []string{
 		"usr/lib/libc.so.6", "lib/libz.so.1.3.1", "usr/bin/env", "sbin/init", "bin/sh",
-		"usr/lib/python3/__pycache__/os.cpython-311.pyc", "lib-dynload/_json.cpython-311-x86_64-linux-gnu.so",
+		"usr/lib/python3/__pycache__/os.cpython-311.pyc", "os.pyc",
+		"lib-dynload/_json.cpython-311-x86_64-linux-gnu.so", "usr/sbin/cron", "/bin/cat", "./bin/ls",
 	} {
 		if g := groupOf(name); g != 0 {
 			t.Errorf("%s is in group %#x", name, g)

@@ -102,13 +102,13 @@ func (e endless) Read([]byte) (int, error) {
 
 // TestStreamStops: errors from outside come back, and no goroutine stays.
 func TestStreamStops(t *testing.T) {
-	b := randomTar(t, 2, 20, oneSpan)
+	b := randomTar(t, 2, 20, 1_500_000)
 	before := runtime.NumGoroutine()
 	boom := errors.New("boom")
 	for _, f := range formats {
 		src := f.pack(t, b)
 		blob := src.Blob.(*memBlob).b
-		if err := streamOf(src, bytes.NewReader(blob), &fullDisk{room: len(b) / 2}); !errors.Is(err, syscall.ENOSPC) {
+		if err := streamOf(src, bytes.NewReader(blob), &fullDisk{room: 1200 << 10}); !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("%s: full disk: %v", f.name, err)
 		}
 		if err := streamOf(src, &failing{b: blob[:len(blob)/2], err: boom}, discard{}); !errors.Is(err, boom) || errors.Is(err, layer.ErrDigest) {
