@@ -196,10 +196,11 @@ func TestBeganOrderly(t *testing.T) {
 	order := rand.New(rand.NewPCG(6, 6)).Perm(len(list))
 	var b begun
 	l := openLayer(t, t.TempDir(), b.options(), f)
-	for _, i := range order {
+	// Not all of them: who has read most of a layer reads in order what is left.
+	for _, i := range order[:50] {
 		f.read(t, l, list[i].name)
 	}
-	b.expect(t, f, l, order...)
+	b.expect(t, f, l, order[:50]...)
 
 	var c begun
 	f = f.again()

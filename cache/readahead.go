@@ -93,6 +93,12 @@ func (s *stretch) add(size int64) {
 	s.reads++
 }
 
+// credit counts bytes that were passed as read.
+func (s *stream) credit(size int64) {
+	s.read += size
+	s.file.read += size
+}
+
 // sequential tells whether most of what was passed on the way to blob offset
 // here was read, often enough to say so.
 func (s *stretch) sequential(here int64) bool { return 2*s.read >= here-s.began && s.reads >= 3 }
@@ -184,7 +190,15 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 		*s = stream{pos: j, ahead: j, stretch: from, file: from, begun: i - 1}
 	}
 	s.stamp = r.clock
-	if d := i - s.pos; -stepSlack <= d && d <= stepSlack && i > 0 && r.group(i) != r.group(i-1) && r.wasRead(i-1) {
+	d := i - s.pos
+	for k := s.pos; k < i; k++ {
+		// What was there already he has read without our being told.
+		if r.wasRead(k) {
+			d--
+			s.credit(r.at(k+1) - r.at(k))
+		}
+	}
+	if -stepSlack <= d && d <= stepSlack && i > 0 && r.group(i) != r.group(i-1) && r.wasRead(i-1) {
 		s.steps++
 	}
 	for k := i; k < j; k++ {
