@@ -289,6 +289,13 @@ func (l *Layer) Key() string { return l.key }
 // Index is the layer's tree, with its whiteouts. It belongs to the layer.
 func (l *Layer) Index() *index.Index { return l.index }
 
+// Release gives the resident pages of the layer's index and chunk table back to
+// the kernel. They come back as they are needed.
+func (l *Layer) Release() {
+	l.index.Release()
+	l.table.Release()
+}
+
 // Size is the length of the layer's data in bytes.
 func (l *Layer) Size() int64 { return l.size }
 

@@ -21,7 +21,7 @@ const (
 	// that are minPages apart are near one another; for one that is near no
 	// other nothing is asked.
 	minPages = 128 << 10
-	maxPages = 4 << 20
+	maxPages = 512 << 10
 	// pageWindows is how many readers are told apart in one data file.
 	pageWindows = 8
 	// pagesKept is how long pages that were asked for are believed to be there

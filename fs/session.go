@@ -40,8 +40,9 @@ type SessionOptions struct {
 	MaxBackground int
 	// Stats counts requests; nil: not counted.
 	Stats *Stats
-	// Trim, when set, is called about once a second while requests come in, and
-	// once after they stop: the place to give mapped index pages back.
+	// Trim, when set, is called after some hundreds of requests, about once a
+	// second while requests come in, and once after they stop: the place to give
+	// mapped index pages back. It is called by one goroutine at a time.
 	Trim func()
 	// Log gets what cannot be answered to the kernel; nil: slog.Default().
 	Log *slog.Logger
@@ -50,6 +51,9 @@ type SessionOptions struct {
 const (
 	defaultBackground = 64
 	trimEvery         = time.Second
+	// A walk of a large tree touches tens of megabytes of index in a second; this
+	// many listings touch some eight.
+	trimRequests = 128
 
 	// maxRequest bounds reads and directory listings: 256 pages, FUSE's limit
 	// that every kernel accepts.
@@ -75,12 +79,14 @@ type session struct {
 	stopping atomic.Bool // set: answer nothing more but INIT
 	inited   bool        // INIT answered or replayed; before workers start
 	workers  sync.WaitGroup
+	quick    quick
 	retired  sync.Pool // of *worker
 	replies  replyPools
 
 	endOnce sync.Once
 	ended   chan struct{}
-	err     error // why the session ended; written once before ended is closed
+	busy    chan struct{} // told every trimRequests requests; holds one
+	err     error         // why the session ended; written once before ended is closed
 }
 
 // Serve answers the kernel's requests on dev, the descriptor Mount returned,
@@ -135,7 +141,9 @@ func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
 		o:     o,
 		log:   o.Log,
 		spare: int32(max(2, runtime.GOMAXPROCS(0))),
+		quick: quick{never: runtime.GOMAXPROCS(0) < 2},
 		ended: make(chan struct{}),
+		busy:  make(chan struct{}, 1),
 	}
 	s.ps = fuse.NewProtocolServer(raw, &fuse.MountOptions{
 		MaxWrite:                 maxRequest,
@@ -161,10 +169,8 @@ func (s *session) serve(ctx context.Context) error {
 		s.end(err)
 		return errors.Join(s.result(), unix.Close(s.fd))
 	}
-	s.waiting.Store(s.spare)
 	for range s.spare {
-		s.workers.Add(1)
-		go s.work()
+		s.addWorker()
 	}
 	closed := make(chan struct{})
 	go func() {
@@ -295,6 +301,7 @@ func (s *session) trimWhileBusy() {
 		case <-s.ended:
 			return
 		case <-tick.C:
+		case <-s.busy:
 		}
 		if n := s.handled.Load(); n != trimmed {
 			trimmed = n

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
@@ -71,6 +72,7 @@ func (s *session) work() {
 	w := newWorker(s)
 	defer s.retired.Put(w)
 	for {
+		alone := !s.quick.on.Load() || !s.quick.spin(s.fd)
 		n, err := s.receive(w.in)
 		left := s.waiting.Add(-1)
 		if err != nil {
@@ -83,25 +85,41 @@ func (s *session) work() {
 			s.active.Add(-1)
 			return
 		}
-		if left == 0 {
-			s.waiting.Add(1)
-			s.workers.Add(1)
-			go s.work()
+		if left == 0 && !s.quick.on.Load() {
+			s.addWorker()
 		}
+		came := time.Now()
 		w.answer(w.in[:n])
-		s.active.Add(-1)
-		if s.waiting.Add(1) > s.spare || s.stopping.Load() {
+		alone = s.active.Add(-1) == 0 && alone
+		if s.quick.note(came, time.Now(), alone) {
+			s.workers.Add(1)
+			go s.watchQuick()
+		}
+		if s.waiting.Add(1) > s.mayWait() || s.stopping.Load() {
 			s.waiting.Add(-1)
 			return
 		}
 	}
 }
 
+// mayWait is how many workers are kept waiting for requests.
+func (s *session) mayWait() int32 {
+	if s.quick.on.Load() {
+		return 1
+	}
+	return s.spare
+}
+
 // answer handles one request and writes its reply, if it has one.
 func (w *worker) answer(in []byte) {
 	s := w.s
 	op := binary.NativeEndian.Uint32(in[offOpcode:])
-	s.handled.Add(1)
+	if s.handled.Add(1)%trimRequests == 0 {
+		select {
+		case s.busy <- struct{}{}:
+		default:
+		}
+	}
 	s.o.Stats.count(op)
 	if op == opInit {
 		s.keepInit(in)

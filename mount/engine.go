@@ -43,7 +43,7 @@ type session struct {
 func newSession(m *State, t *tree, log *slog.Logger) *session {
 	stats := new(fs.Stats)
 	s := &session{stats: stats, opts: fs.SessionOptions{
-		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.chain.Index.Release, Log: log,
+		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.trim, Log: log,
 	}}
 	data, watched := make([]overlay.Data, len(t.layers)), make([]lookahead.Layer, len(t.layers))
 	for i, l := range t.layers {

@@ -270,7 +270,10 @@ func (s *server) work(ctx context.Context) (stop func()) {
 	var wg sync.WaitGroup
 	// Indexes that were just built leave a heap that serving never needs again.
 	debug.SetGCPercent(usualGC)
-	wg.Go(debug.FreeOSMemory)
+	wg.Go(func() {
+		debug.FreeOSMemory() // empties the pools
+		debug.FreeOSMemory() // frees what was in them
+	})
 	wg.Go(func() {
 		if !s.state.Options.Fill {
 			return

@@ -109,11 +109,7 @@ func (s *server) measure() Stats {
 		d := s.state.Layers[i].Desc
 		st.Layers = append(st.Layers, LayerStats{Digest: d.Digest, Size: d.Size, Complete: l.Complete(), Stats: l.Stats()})
 	}
-	var pages int64
-	if b, err := os.ReadFile("/proc/self/statm"); err == nil {
-		_, _ = fmt.Sscan(string(b), new(int64), &pages)
-	}
-	st.Resident = pages * int64(os.Getpagesize())
+	st.Resident, _ = memory()
 	return st
 }
 
