@@ -332,3 +332,35 @@ func TestBeganUnknown(t *testing.T) {
 	}
 	b.expect(t, f, l)
 }
+
+// TestCame: every chunk that comes and begins no file is shown once, as it is.
+func TestCame(t *testing.T) {
+	f := wanted(t)
+	var mu sync.Mutex
+	shown := map[int64][]byte{}
+	o := instant(f)
+	o.Came = func(_ *cache.Layer, off int64, p []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		if shown[off] != nil {
+			t.Errorf("%d: again", off)
+		}
+		shown[off] = bytes.Clone(p)
+	}
+	l := openLayer(t, t.TempDir(), o, f)
+	for range 2 {
+		if err := f.check(t.Context(), l, f.at(t, l, 0)+100<<10, 10); err != nil {
+			t.Fatal(err)
+		}
+		waitIdle(t, l)
+	}
+	if len(shown) == 0 {
+		t.Error("nothing shown")
+	}
+	begin, data := f.at(t, l, 0), f.list[0].data
+	for off, p := range shown {
+		if off <= begin || off >= begin+int64(len(data)) || !bytes.HasPrefix(data[off-begin:], p) {
+			t.Errorf("%d: %d bytes that are not its own", off, len(p))
+		}
+	}
+}

@@ -283,6 +283,9 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 	if sure, wished := l.stored(r, k, &c, p, werr); sure || wished {
 		l.began(k, &c, p, sure)
 	}
+	if came := l.store.opts.Came; came != nil && c.Continues && l.tells() {
+		came(l, c.Off, p)
+	}
 }
 
 // stored notes that chunk k of r, with content p, was written to the data file

@@ -44,6 +44,11 @@ type Options struct {
 	// read, or arrives after Want. Only layers with a table of contents know
 	// files. It is called while somebody waits, and must be quick.
 	Began func(l *Layer, b Begun)
+	// Came, if not nil, is shown what has come of files beyond their beginnings:
+	// p, not to be kept, is at off of the layer's data. As with Began, only
+	// layers with a table of contents tell, and none to who reads them in order.
+	// What was fetched along with it waits for its return.
+	Came func(l *Layer, off int64, p []byte)
 
 	// For tests.
 	boot     string

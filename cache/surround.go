@@ -129,7 +129,7 @@ func (s *surrounding) takeRun(k, end, d int, left int64) {
 	}
 }
 
-// takeGroup chooses small chunks of group, those nearest to [i, j) first, of
+// takeGroup chooses the small files of group, those nearest to [i, j) first, of
 // room bytes at the most.
 func (s *surrounding) takeGroup(group layer.Group, i, j int, room int64) {
 	try := func(k int) {
@@ -137,7 +137,7 @@ func (s *surrounding) takeGroup(group layer.Group, i, j int, room int64) {
 			return
 		}
 		c := s.l.table.Chunk(k)
-		if c.Group == group && c.BlobLen <= s.small && c.BlobLen <= room && s.take(k) {
+		if c.Group == group && c.BlobLen <= room && s.isSmall(k) && s.take(k) {
 			room -= c.BlobLen
 		}
 	}
@@ -145,6 +145,19 @@ func (s *surrounding) takeGroup(group layer.Group, i, j int, room int64) {
 		try(j + d)
 		try(i - 1 - d)
 	}
+}
+
+// isSmall tells whether the file that chunk k is part of is small.
+func (s *surrounding) isSmall(k int) bool {
+	l := s.l
+	size := l.table.Chunk(k).BlobLen
+	for i := k; i > 0 && size <= s.small && l.continues(i); i-- {
+		size += l.table.Chunk(i - 1).BlobLen
+	}
+	for i := k + 1; i < l.table.Len() && size <= s.small && l.continues(i); i++ {
+		size += l.table.Chunk(i).BlobLen
+	}
+	return size <= s.small
 }
 
 // joined joins the chosen chunks, which ascend, to spans, across gaps that are

@@ -393,3 +393,26 @@ func TestSurroundTogether(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSurroundSmallFiles: a large file is not small for being cut into small
+// chunks, wherever the reader comes from.
+func TestSurroundSmallFiles(t *testing.T) {
+	const chunk = 16 << 10
+	var list named
+	list.add("dir000/large0.js", 1<<20)
+	list.add("dir000/small0.js", chunk)
+	list.add("dir000/read.js", 10)
+	list.add("dir000/small1.js", chunk)
+	list.add("dir000/large1.js", 1<<20)
+	f := estargzFixture(t, list, estargz.WithChunkSize(chunk))
+	l := openLayer(t, t.TempDir(), instant(f), f)
+	f.read(t, l, "dir000/read.js")
+	for name, want := range map[string]bool{"small0.js": true, "small1.js": true, "large0.js": false, "large1.js": false} {
+		i := f.find(t, "dir000/"+name)
+		for off := 0; off < len(f.list[i].data); off += chunk {
+			if got := l.Has(f.at(t, l, i) + int64(off)); got != want {
+				t.Errorf("%s at %d: %v", name, off, got)
+			}
+		}
+	}
+}

@@ -116,17 +116,21 @@ func (g *granting) grant(w Wish, trip int64) {
 	}
 }
 
+// tells reports whether Options.Began and Options.Came are told of chunks now.
+func (l *Layer) tells() bool {
+	// Elsewhere any chunk would look like the beginning of a file.
+	f := l.table.Format()
+	return (f == layer.EStargz || f == layer.ZstdChunked) && !l.ahead.orderly()
+}
+
 // began tells Options.Began that chunk k, of which p is the content or nil, is
 // read for the first time, if it begins a file. It does so once, though what
 // was wished for is read later. It does not for who reads one file after the
 // other in the order of the blob: he needs nobody to look ahead, and is no
 // program that is started.
 func (l *Layer) began(k int, c *layer.Chunk, p []byte, sure bool) {
-	if l.store.opts.Began == nil || c.Continues || l.ahead.orderly() {
+	if l.store.opts.Began == nil || c.Continues || !l.tells() {
 		return
-	}
-	if f := l.table.Format(); f != layer.EStargz && f != layer.ZstdChunked {
-		return // any chunk would look like the beginning of a file
 	}
 	if p == nil {
 		gen := l.bm.generation()

@@ -4,11 +4,13 @@
 // Programs find out what they need one file after the other, and over a slow
 // link every step costs a round trip. But the files say it themselves: the
 // dynamic section of a program names its libraries, a compiled Python module
-// names what it imports. The central type is [Watcher]: the cache tells it of
-// every file that is begun ([cache.Options.Began]); it reads the file, finds what
-// it names in the tree, and wishes for that ([cache.Layer.Want]). What was wished
-// for tells the Watcher in turn when it has come, so that a program with a
-// hundred modules is there after as many round trips as its imports are deep.
+// names what it imports, and the strings of a program are paths of what it will
+// open. The central type is [Watcher]: the cache tells it of every file that is
+// begun ([cache.Options.Began]) and shows it what comes of files
+// ([cache.Options.Came]); it reads the file, finds what it names in the tree, and
+// wishes for that ([cache.Layer.Want]). What was wished for tells the Watcher in
+// turn when it has come, so that a program with a hundred modules is there after
+// as many round trips as its imports are deep.
 //
 // Invariants: nobody waits for a Watcher, and nothing goes wrong without it; a
 // file that cannot be understood is left alone; what is read of files is

@@ -30,6 +30,7 @@ type Watcher struct {
 	mu      sync.Mutex // guards what follows
 	scene   *scene     // nil until there is a tree
 	pending map[int][]cache.Wish
+	elfs    map[string][]*namer // those that were begun, by their layer's key
 	closed  bool
 }
 
@@ -42,7 +43,7 @@ type scene struct {
 
 // New returns a Watcher that does nothing yet.
 func New() *Watcher {
-	w := &Watcher{pending: make(map[int][]cache.Wish)}
+	w := &Watcher{pending: make(map[int][]cache.Wish), elfs: make(map[string][]*namer)}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
 }
@@ -77,6 +78,9 @@ func (w *Watcher) began(key string, b cache.Begun) {
 	for i, l := range s.layers {
 		if l.Key() != key {
 			continue
+		}
+		if isELF(b.Head) {
+			w.elfs[key] = append(w.elfs[key], &namer{off: b.Off, end: b.Off + b.Len, paths: mostPaths, bytes: mostBytes})
 		}
 		w.wg.Go(func() {
 			// A file that cannot be understood costs its reader nothing.

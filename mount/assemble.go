@@ -42,7 +42,7 @@ func openStore(o Options, log *slog.Logger) (*store, error) {
 	}
 	ahead := lookahead.New()
 	layers, err := cache.Open(o.Root, cache.Options{
-		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: ahead.Began,
+		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: ahead.Began, Came: ahead.Came,
 		Held: func() (map[string]bool, error) { return held(o.Root) },
 	})
 	if err != nil {

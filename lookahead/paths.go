@@ -1,0 +1,115 @@
+package lookahead
+
+import (
+	"bytes"
+	"path"
+
+	"github.com/laminafs/lamina/cache"
+)
+
+// Programs carry the names of files that they open: their configuration, data
+// and scripts. A name that is an absolute path in the tree is hardly there for
+// another reason.
+const (
+	// mostPaths and mostBytes bound what one program makes us look for, and wish
+	// for, uncompressed.
+	mostPaths = 256
+	mostBytes = 4 << 20
+	// mostFile is how large a file may be, uncompressed: large ones are archives
+	// of which some part is read.
+	mostFile = 1 << 20
+	// longestPath bounds the length of a path.
+	longestPath = 255
+)
+
+// namer is an ELF file that was begun.
+type namer struct {
+	off, end int64 // its data
+	paths    int   // how many more of its strings are looked for
+	bytes    int64 // how much more is wished for
+}
+
+// Came is for cache.Options.Came.
+func (w *Watcher) Came(l *cache.Layer, off int64, p []byte) { w.came(l.Key(), off, p) }
+
+func (w *Watcher) came(key string, off int64, p []byte) {
+	w.mu.Lock()
+	var at *namer
+	for _, e := range w.elfs[key] {
+		if e.off <= off && off < e.end && e.paths > 0 && e.bytes > 0 {
+			at = e
+		}
+	}
+	s := w.scene
+	w.mu.Unlock()
+	if at == nil {
+		return
+	}
+	names := paths(p)
+	w.mu.Lock()
+	names = names[:min(len(names), at.paths)]
+	at.paths -= len(names)
+	w.mu.Unlock()
+	var wishes []wish
+	for _, name := range names {
+		extents, err := s.tree.Locate(name)
+		if err != nil || len(extents) == 0 {
+			continue
+		}
+		size := int64(0)
+		for _, e := range extents {
+			size += e.Len
+		}
+		w.mu.Lock()
+		take := size <= min(mostFile, at.bytes)
+		if take {
+			at.bytes -= size
+		}
+		w.mu.Unlock()
+		if take {
+			wishes = append(wishes, wish{extents: extents})
+		}
+	}
+	w.wish(wishes)
+}
+
+// paths returns the strings in p, zero-terminated, that look like absolute paths
+// of files other than programs.
+func paths(p []byte) (list []string) {
+	begin := []byte("\x00/")
+	for {
+		i := bytes.Index(p, begin)
+		if i < 0 {
+			return list
+		}
+		p = p[i+1:]
+		n := bytes.IndexByte(p[:min(len(p), longestPath+1)], 0)
+		if n < 0 {
+			continue
+		}
+		if name := string(p[:n]); isPath(name) {
+			list = append(list, name)
+		}
+		p = p[n:]
+	}
+}
+
+func isPath(name string) bool {
+	for _, c := range []byte(name) {
+		if c <= ' ' || c > '~' || c == '%' || c == ':' {
+			return false
+		}
+	}
+	if path.Clean(name) != name {
+		return false
+	}
+	dir, base := path.Split(name)
+	if dir == "/" || base == "" {
+		return false
+	}
+	switch path.Base(dir) {
+	case "bin", "sbin": // a program that it may start, in its time
+		return false
+	}
+	return true
+}
