@@ -15,9 +15,10 @@ const module = "github.com/laminafs/lamina/"
 // below lists, for each room, the rooms that its packages may import. Packages
 // in one room may import one another.
 var below = map[string]string{
-	"cmd":         "mount image",
-	"mount":       "fs lookahead overlay cache layer index fetch image",
+	"cmd":         "mount store cache fetch image",
+	"mount":       "store fs lookahead overlay cache layer index fetch image",
 	"fs":          "overlay cache layer index fetch",
+	"store":       "overlay cache layer index fetch image",
 	"lookahead":   "overlay cache layer index fetch",
 	"overlay":     "cache layer index fetch",
 	"cache":       "layer index fetch",
@@ -25,8 +26,8 @@ var below = map[string]string{
 	"image":       "fetch",
 	"index":       "",
 	"fetch":       "",
-	"bench":       "cmd mount fs lookahead overlay cache layer index fetch image integration",
-	"integration": "cmd mount fs lookahead overlay cache layer index fetch image",
+	"bench":       "cmd mount store fs lookahead overlay cache layer index fetch image integration",
+	"integration": "cmd mount store fs lookahead overlay cache layer index fetch image",
 }
 
 // TestImportsGoDownward holds the source, tests aside, against the arrows of

@@ -2,202 +2,100 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/distribution/reference"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
-	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
 	"github.com/laminafs/lamina/lookahead"
+	"github.com/laminafs/lamina/store"
 )
 
-// store is the opened store with the client that fills it.
-type store struct {
-	log    *slog.Logger
-	client *fetch.Client
-	images *image.Store
-	cache  *cache.Store
-	ahead  *lookahead.Watcher
-}
-
-func openStore(o Options, log *slog.Logger) (*store, error) {
-	client := fetch.New(fetch.Options{
-		HostsDirs: o.HostsDirs, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure,
-		Parallel: o.Parallel, FillRate: rate.Limit(o.FillRate),
+// openStore opens the store that o names, with a Watcher that is told what is
+// read of it.
+func openStore(o Options, log *slog.Logger, ahead *lookahead.Watcher) (*store.Store, error) {
+	return store.New(store.Options{
+		Root: o.Root, PlainHTTP: o.PlainHTTP, Insecure: o.Insecure, HostsDirs: o.HostsDirs,
+		Parallel: o.Parallel, FillRate: o.FillRate, CacheLimit: o.CacheLimit, Log: log,
+		Began: ahead.Began, Came: ahead.Came,
+		Held: func() (map[string]bool, error) { return Held(o.Root) },
 	})
-	images, err := image.OpenStore(filepath.Join(o.Root, "images"))
-	if err != nil {
-		return nil, err
-	}
-	ahead := lookahead.New()
-	layers, err := cache.Open(o.Root, cache.Options{
-		Limit: o.CacheLimit, Log: log, Link: client.Link, Began: ahead.Began, Came: ahead.Came,
-		Held: func() (map[string]bool, error) { return held(o.Root) },
-	})
-	if err != nil {
-		return nil, err
-	}
-	return &store{log: log, client: client, images: images, cache: layers, ahead: ahead}, nil
 }
 
-func (s *store) Close() error {
-	err := s.cache.Close()
-	s.client.Close()
-	return err
-}
-
-// tree is an image whose layers are opened and merged.
+// tree is an image's tree, and what looks ahead of its readers.
 type tree struct {
-	image  *image.Image
-	layers []*cache.Layer
-	chain  *cache.Chain
-	ahead  *lookahead.Watcher // ended before the layers
+	*store.Tree
+	ahead *lookahead.Watcher
 }
 
+// Close ends the looking ahead before the layers.
 func (t *tree) Close() error {
-	var errs []error
-	if t.chain != nil {
-		errs = append(errs, t.chain.Close())
-	}
-	if t.ahead != nil {
-		t.ahead.Close()
-	}
-	for _, l := range t.layers {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
-	}
-	return errors.Join(errs...)
+	t.ahead.Close()
+	return t.Tree.Close()
 }
 
-// complete reports whether the kernel can be given every layer's data as it is.
-func (t *tree) complete() bool {
-	for _, l := range t.layers {
-		if _, ok := l.DataFile(); !ok {
-			return false
-		}
-	}
-	return true
-}
-
-// assemble resolves the image that o names, opens its layers, all at once, and
-// merges them. Tables of contents are fetched while the config is still under
-// way: a mount costs one round trip less.
-func (s *store) assemble(ctx context.Context, o Options, p Progress) (t *tree, err error) {
-	early, cancel := context.WithCancel(ctx)
-	var ahead sync.WaitGroup
-	defer func() { cancel(); ahead.Wait() }()
-	done := make(chan struct{})
-	defer close(done)
+// assemble opens the image that o names.
+func (s *server) assemble(ctx context.Context, o Options, p Progress) error {
 	pull, err := image.ParsePolicy(o.Pull)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	img, err := image.Open(ctx, o.Image, image.Options{
-		Platform: o.Platform, Pull: pull, Client: s.client, Store: s.images,
-		Log: s.log,
-		OnManifest: func(_ *ocispec.Manifest, layers []image.Layer) {
-			for _, l := range layers {
-				if _, f, _ := layer.Key(layer.Source(l)); f != layer.EStargz && f != layer.ZstdChunked {
-					continue
-				}
-				ahead.Go(func() {
-					// Open until the layers below are: what fails is tried again
-					// there, where errors are reported.
-					if opened, err := s.cache.Layer(early, layer.Source(l), nil); err == nil {
-						<-done
-						_ = opened.Close()
-					}
-				})
-			}
-		},
-	})
+	var report store.Progress
+	if p != nil {
+		report = p.Layer
+	}
+	opened, err := s.store.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: pull}, report)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	t = &tree{image: img, ahead: s.ahead, layers: make([]*cache.Layer, len(img.Layers))}
-	defer func() {
-		if err != nil {
-			_ = t.Close()
-			t = nil
-		}
-	}()
-	g, gctx := errgroup.WithContext(ctx)
-	for i, l := range img.Layers {
-		g.Go(func() (err error) {
-			report := func(done, total int64) {
-				if p != nil {
-					p.Layer(i, l.Desc.Digest.String(), done, total)
-				}
-			}
-			t.layers[i], err = s.cache.Layer(gctx, layer.Source(l), report)
-			return err
-		})
-	}
-	if err = g.Wait(); err != nil {
-		return t, fmt.Errorf("%s: %w", img.Name, err)
-	}
-	if t.chain, err = s.cache.Chain(ctx, t.layers); err != nil {
-		return t, fmt.Errorf("%s: %w", img.Name, err)
-	}
-	return t, nil
+	s.tree = &tree{opened, s.ahead}
+	return nil
 }
 
 // reopen opens the layers of a mount that exists, without image or registry.
-func (s *store) reopen(ctx context.Context, m *State) (t *tree, err error) {
-	t = &tree{ahead: s.ahead, layers: make([]*cache.Layer, len(m.Layers))}
-	defer func() {
-		if err != nil {
-			_ = t.Close()
-			t = nil
-		}
-	}()
+func (s *server) reopen(ctx context.Context, m *State) error {
 	var repo reference.Named
 	if m.Repository != "" {
+		var err error
 		if repo, err = reference.ParseNormalizedNamed(m.Repository); err != nil {
-			return t, fmt.Errorf("reopen mount %s: %w", m.Name, err)
+			return fmt.Errorf("reopen mount %s: %w", m.Name, err)
 		}
 	}
+	sources := make([]layer.Source, len(m.Layers))
 	for i, l := range m.Layers {
-		src := layer.Source{Desc: l.Desc, DiffID: l.DiffID}
+		sources[i] = layer.Source{Desc: l.Desc, DiffID: l.DiffID}
 		switch {
 		case l.File != "":
-			src.Blob = fetch.OpenFile(l.File, l.Offset, l.Desc.Size, l.Desc.Digest)
+			sources[i].Blob = fetch.OpenFile(l.File, l.Offset, l.Desc.Size, l.Desc.Digest)
 		case repo != nil:
-			src.Blob = s.client.Blob(repo, l.Desc)
-		}
-		if t.layers[i], err = s.cache.Layer(ctx, src, nil); err != nil {
-			return t, fmt.Errorf("reopen mount %s: %w", m.Name, err)
+			sources[i].Blob = s.store.Client.Blob(repo, l.Desc)
 		}
 	}
-	if t.chain, err = s.cache.Chain(ctx, t.layers); err != nil {
-		return t, fmt.Errorf("reopen mount %s: %w", m.Name, err)
+	opened, err := s.store.OpenLayers(ctx, sources, nil)
+	if err != nil {
+		return fmt.Errorf("reopen mount %s: %w", m.Name, err)
 	}
-	return t, nil
+	s.tree = &tree{opened, s.ahead}
+	return nil
 }
 
 // state makes the record of a mount of t called name.
 func (t *tree) state(name string, o Options) *State {
 	m := &State{
-		Name: name, Options: o, Image: t.image.Name, Digest: t.image.Digest,
-		Chain: t.chain.ID, Created: time.Now().Truncate(time.Second),
+		Name: name, Options: o, Image: t.Image.Name, Digest: t.Image.Digest,
+		Chain: t.Chain.ID, Created: time.Now().Truncate(time.Second),
 	}
-	if t.image.Origin != nil {
-		m.Repository = t.image.Origin.Name()
+	if t.Image.Origin != nil {
+		m.Repository = t.Image.Origin.Name()
 	}
-	for i, l := range t.image.Layers {
-		ls := LayerState{Desc: l.Desc, DiffID: l.DiffID, Key: t.layers[i].Key()}
+	for i, l := range t.Image.Layers {
+		ls := LayerState{Desc: l.Desc, DiffID: l.DiffID, Key: t.Layers[i].Key()}
 		if f, ok := l.Blob.(fetch.Local); ok {
 			ls.File, ls.Offset = f.File()
 		}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/lookahead"
-	"github.com/laminafs/lamina/overlay"
 )
 
 // chooseEngine returns the engine for what was asked, and why it is not the
@@ -45,16 +44,16 @@ func newSession(m *State, t *tree, log *slog.Logger) *session {
 	s := &session{stats: stats, opts: fs.SessionOptions{
 		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.trim, Log: log,
 	}}
-	data, watched := make([]overlay.Data, len(t.layers)), make([]lookahead.Layer, len(t.layers))
-	for i, l := range t.layers {
-		data[i], watched[i] = l, l
+	watched := make([]lookahead.Layer, len(t.Layers))
+	for i, l := range t.Layers {
+		watched[i] = l
 	}
-	union := overlay.New(t.chain.Index, data)
+	union := t.Overlay()
 	t.ahead.Watch(union, watched)
 	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
 	if m.Engine == Kernel {
-		files := make([]fs.LayerData, len(t.layers))
-		for i, l := range t.layers {
+		files := make([]fs.LayerData, len(t.Layers))
+		for i, l := range t.Layers {
 			files[i] = fs.LayerData{Data: l, Size: l.Size()}
 		}
 		s.raw = fs.NewData(files, o)
@@ -72,8 +71,8 @@ func (s *session) serve(ctx context.Context) error {
 // which it is given; the place of an incomplete one is empty. m is to be saved
 // before the mount is made.
 func (t *tree) devices(m *State) []string {
-	paths := make([]string, len(t.layers))
-	for i, l := range t.layers {
+	paths := make([]string, len(t.Layers))
+	for i, l := range t.Layers {
 		// A tar inside an archive has a path too, but not one to give away: its
 		// data does not begin where the file does.
 		if p, ok := l.DataFile(); ok {
@@ -100,7 +99,7 @@ func (s *session) mount(m *State, t *tree, start func()) (err error) {
 		return err
 	}
 	return fs.MountKernel(m.Options.Dir, fs.KernelMount{
-		Meta: t.chain.Path, Devices: devices,
+		Meta: t.Chain.Path, Devices: devices,
 		Serve: func(dev *os.File) error {
 			fd, err := unix.FcntlInt(dev.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 			if err != nil {
@@ -120,5 +119,5 @@ func (t *tree) mountComplete(m *State) error {
 	if err := m.save(); err != nil {
 		return err
 	}
-	return fs.MountErofs(m.Options.Dir, t.chain.Path, devices, fs.ErofsOptions{})
+	return fs.MountErofs(m.Options.Dir, t.Chain.Path, devices, fs.ErofsOptions{})
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/lookahead"
+	"github.com/laminafs/lamina/store"
 )
 
 // plainLayer is a tar with one file, written behind skip bytes of something else.
@@ -44,26 +46,26 @@ func plainLayer(t *testing.T, name string, skip int64) layer.Source {
 // an archive must not be given to it, for it would show the archive's bytes as
 // the files', and nothing verifies what the kernel reads.
 func TestDevicesOfTars(t *testing.T) {
-	store, err := cache.Open(t.TempDir(), cache.Options{})
+	layers, err := cache.Open(t.TempDir(), cache.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := store.Close(); err != nil {
+		if err := layers.Close(); err != nil {
 			t.Error(err)
 		}
 	}()
 	alone, inside := plainLayer(t, "alone", 0), plainLayer(t, "inside", 1536)
-	var tr tree
+	tr := tree{&store.Tree{}, lookahead.New()}
 	for _, src := range []layer.Source{alone, inside} {
-		l, err := store.Layer(t.Context(), src, nil)
+		l, err := layers.Layer(t.Context(), src, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !l.Complete() {
 			t.Errorf("layer %s is not complete", l.Key())
 		}
-		tr.layers = append(tr.layers, l)
+		tr.Layers = append(tr.Layers, l)
 	}
 	defer func() {
 		if err := tr.Close(); err != nil {
@@ -79,7 +81,7 @@ func TestDevicesOfTars(t *testing.T) {
 	if got[1] != "" || m.Layers[1].Direct {
 		t.Errorf("a tar inside an archive: device %q, direct %v", got[1], m.Layers[1].Direct)
 	}
-	if tr.complete() {
+	if tr.Complete() {
 		t.Error("a chain with a tar inside an archive would be mounted without a server")
 	}
 }

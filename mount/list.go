@@ -130,9 +130,9 @@ func (e *NotMountedError) Error() string {
 	return e.Target + " is not a mount of this store; 'lamina mounts' lists them"
 }
 
-// held returns the keys of the layers whose data files the kernel reads with no
+// Held returns the keys of the layers whose data files the kernel reads with no
 // process of ours in between. They must not be evicted.
-func held(root string) (map[string]bool, error) {
+func Held(root string) (map[string]bool, error) {
 	all, err := List(root)
 	if err != nil {
 		return nil, err

@@ -16,10 +16,7 @@ func (t *tree) trim() {
 	if _, mapped := memory(); mapped <= keepMapped {
 		return
 	}
-	t.chain.Index.Release()
-	for _, l := range t.layers {
-		l.Release()
-	}
+	t.Release()
 }
 
 // memory returns how many bytes of this process are resident, and how many of

@@ -12,6 +12,8 @@ import (
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/lookahead"
+	"github.com/laminafs/lamina/store"
 )
 
 // Mount shows the image that o names at o.Dir and returns when the tree can be
@@ -83,34 +85,36 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	if fs.KernelSupport() != nil || o.Pull == "always" {
 		return nil, errNeedsServer
 	}
-	st, err := openStore(o, slog.New(slog.DiscardHandler))
+	ahead := lookahead.New()
+	st, err := openStore(o, slog.New(slog.DiscardHandler), ahead)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = st.Close() }()
 	img, err := image.Open(ctx, o.Image, image.Options{
-		Platform: o.Platform, Pull: image.PullNever, Client: st.client, Store: st.images,
+		Platform: o.Platform, Pull: image.PullNever, Client: st.Client, Store: st.Images,
 	})
 	if err != nil {
 		return nil, errNeedsServer // which will say what is wrong, if anything is
 	}
 	for _, l := range img.Layers {
-		if key, _, _ := layer.Key(layer.Source(l)); !st.cache.Has(key) {
+		if key, _, _ := layer.Key(layer.Source(l)); !st.Cache.Has(key) {
 			return nil, errNeedsServer
 		}
 	}
 	o.Pull = image.PullNever.String()
-	t, err := st.assemble(ctx, o, nil)
+	opened, err := st.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: image.PullNever}, nil)
 	if err != nil {
 		return nil, errNeedsServer
 	}
+	t := &tree{opened, ahead}
 	defer func() { _ = t.Close() }()
 	m := t.state(newName(o.Dir), o)
 	m.Engine = Kernel
 	if ok, err := cloneChain(m); ok || err != nil {
 		return m, err
 	}
-	if !t.complete() {
+	if !t.Complete() {
 		return nil, errNeedsServer
 	}
 	if err := t.mountComplete(m); err != nil {

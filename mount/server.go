@@ -14,6 +14,8 @@ import (
 
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/image"
+	"github.com/laminafs/lamina/lookahead"
+	"github.com/laminafs/lamina/store"
 )
 
 // ServeCommand is the server of a new mount called name. It tells the command
@@ -136,7 +138,8 @@ type server struct {
 	hold  bool // start a holder
 	ready bool // the tree was usable
 
-	store   *store
+	store   *store.Store
+	ahead   *lookahead.Watcher
 	tree    *tree
 	state   *State
 	session *session
@@ -148,11 +151,12 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 	if err != nil {
 		return err
 	}
-	if s.store, err = openStore(o, s.log); err != nil {
+	s.ahead = lookahead.New()
+	if s.store, err = openStore(o, s.log, s.ahead); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	if s.tree, err = s.store.assemble(ctx, o, p); err != nil {
+	if err = s.assemble(ctx, o, p); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
@@ -181,14 +185,14 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 // withoutServer mounts what the kernel can show with no process of ours and
 // reports whether it could.
 func (s *server) withoutServer(ready func(*State)) (bool, error) {
-	if s.state.Options.Fill && !s.tree.complete() {
+	if s.state.Options.Fill && !s.tree.Complete() {
 		return false, nil
 	}
 	ok, err := cloneChain(s.state)
 	if err != nil {
 		return false, err
 	}
-	if !ok && s.tree.complete() {
+	if !ok && s.tree.Complete() {
 		if err := s.tree.mountComplete(s.state); err != nil {
 			// The caller goes on with a server, which reports what stays wrong.
 			s.log.Warn("mount of complete layers failed", "error", err)
@@ -264,7 +268,7 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 // asks for and the background fill. The function it returns ends and awaits it.
 func (s *server) work(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	for _, l := range s.tree.layers {
+	for _, l := range s.tree.Layers {
 		l.Prefetch()
 	}
 	var wg sync.WaitGroup
@@ -278,7 +282,7 @@ func (s *server) work(ctx context.Context) (stop func()) {
 		if !s.state.Options.Fill {
 			return
 		}
-		if err := s.store.cache.Fill(ctx, s.tree.layers); err != nil && ctx.Err() == nil {
+		if err := s.store.Cache.Fill(ctx, s.tree.Layers); err != nil && ctx.Err() == nil {
 			s.log.Warn("background fill", "error", err)
 		}
 	})
@@ -296,11 +300,12 @@ func TakeoverCommand(ctx context.Context, root, name string, dev *os.File) (err 
 	s := &server{log: log, state: m}
 	o := m.Options
 	o.Pull = image.PullNever.String()
-	if s.store, err = openStore(o, log); err != nil {
+	s.ahead = lookahead.New()
+	if s.store, err = openStore(o, log, s.ahead); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.store.Close()) }()
-	if s.tree, err = s.store.reopen(ctx, m); err != nil {
+	if err = s.reopen(ctx, m); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.tree.Close()) }()

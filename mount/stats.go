@@ -104,8 +104,8 @@ func (c *control) Close() {
 func (s *server) measure() Stats {
 	st := s.state.stats()
 	st.Served = true
-	st.FS, st.Fetch = s.session.stats.Snapshot(), s.store.client.Stats()
-	for i, l := range s.tree.layers {
+	st.FS, st.Fetch = s.session.stats.Snapshot(), s.store.Client.Stats()
+	for i, l := range s.tree.Layers {
 		d := s.state.Layers[i].Desc
 		st.Layers = append(st.Layers, LayerStats{Digest: d.Digest, Size: d.Size, Complete: l.Complete(), Stats: l.Stats()})
 	}

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/laminafs/lamina/cache"
+	"github.com/laminafs/lamina/image"
+	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/overlay"
+)
+
+// Ref says which image is meant.
+type Ref struct {
+	// Name is the image's name as the user wrote it; see image.ParseName.
+	Name string
+	// Platform is os/arch[/variant]; empty means the host's.
+	Platform string
+	// Pull says when the registry is asked.
+	Pull image.Policy
+}
+
+// Progress is told how much of layer i, counted from the bottom, has arrived, in
+// bytes of its blob. It is called by several goroutines.
+type Progress func(i int, digest string, done, total int64)
+
+// Tree is an image whose layers are opened and merged.
+type Tree struct {
+	Image  *image.Image
+	Layers []*cache.Layer // the bottom one first
+	Chain  *cache.Chain
+}
+
+// Open resolves the image that ref names, opens its layers, all at once, and
+// merges them. What can be read lazily is not downloaded. Errors are those of
+// packages image, cache, layer and fetch, and of ctx. p may be nil.
+func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
+	early, cancel := context.WithCancel(ctx)
+	var ahead sync.WaitGroup
+	defer func() { cancel(); ahead.Wait() }()
+	done := make(chan struct{})
+	defer close(done)
+	img, err := image.Open(ctx, ref.Name, image.Options{
+		Platform: ref.Platform, Pull: ref.Pull, Client: s.Client, Store: s.Images, Log: s.Log,
+		// Tables of contents are fetched while the config is still under way:
+		// that costs one round trip less.
+		OnManifest: func(_ *ocispec.Manifest, layers []image.Layer) {
+			for _, l := range layers {
+				if _, f, _ := layer.Key(layer.Source(l)); f != layer.EStargz && f != layer.ZstdChunked {
+					continue
+				}
+				ahead.Go(func() {
+					// Open until the layers below are: what fails is tried again
+					// there, where errors are reported.
+					if opened, err := s.Cache.Layer(early, layer.Source(l), nil); err == nil {
+						<-done
+						_ = opened.Close()
+					}
+				})
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	sources := make([]layer.Source, len(img.Layers))
+	for i, l := range img.Layers {
+		sources[i] = layer.Source(l)
+	}
+	t, err := s.OpenLayers(ctx, sources, p)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", img.Name, err)
+	}
+	t.Image = img
+	return t, nil
+}
+
+// Image resolves the image that ref names and reads its manifest and config, and
+// nothing of its layers. Errors are those of package image.
+func (s *Store) Image(ctx context.Context, ref Ref) (*image.Image, error) {
+	return image.Open(ctx, ref.Name, image.Options{
+		Platform: ref.Platform, Pull: ref.Pull, Client: s.Client, Store: s.Images, Log: s.Log,
+	})
+}
+
+// OpenLayers opens layers, the bottom one first, and merges them. The tree has
+// no Image.
+func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progress) (t *Tree, err error) {
+	t = &Tree{Layers: make([]*cache.Layer, len(sources))}
+	defer func() {
+		if err != nil {
+			_ = t.Close()
+			t = nil
+		}
+	}()
+	g, gctx := errgroup.WithContext(ctx)
+	for i, src := range sources {
+		g.Go(func() (err error) {
+			report := func(done, total int64) {
+				if p != nil {
+					p(i, src.Desc.Digest.String(), done, total)
+				}
+			}
+			t.Layers[i], err = s.Cache.Layer(gctx, src, report)
+			return err
+		})
+	}
+	if err = g.Wait(); err != nil {
+		return t, err
+	}
+	t.Chain, err = s.Cache.Chain(ctx, t.Layers)
+	return t, err
+}
+
+// Close closes the tree's layers. Nothing of it may be in use.
+func (t *Tree) Close() error {
+	var errs []error
+	if t.Chain != nil {
+		errs = append(errs, t.Chain.Close())
+	}
+	for _, l := range t.Layers {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Overlay returns the merged tree, which is usable until t is closed.
+func (t *Tree) Overlay() *overlay.Tree {
+	data := make([]overlay.Data, len(t.Layers))
+	for i, l := range t.Layers {
+		data[i] = l
+	}
+	return overlay.New(t.Chain.Index, data)
+}
+
+// Complete reports whether every layer's data is in a file as it is, so that
+// nothing has to be fetched or decoded.
+func (t *Tree) Complete() bool {
+	for _, l := range t.Layers {
+		if _, ok := l.DataFile(); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// Release gives the mapped pages of indexes and chunk tables back to the system.
+func (t *Tree) Release() {
+	t.Chain.Index.Release()
+	for _, l := range t.Layers {
+		l.Release()
+	}
+}
