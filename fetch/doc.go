@@ -33,6 +33,11 @@
 // compared with its port, never to where it redirects. Credentials come from
 // Keychain, asked at the first 401.
 //
+// # Pushing
+//
+// Nothing here writes to a registry. Origin lends the connections, credentials
+// and tokens of a Client to go-containerregistry, which does.
+//
 // # Invariants
 //
 //   - A Stream never delivers a byte from another offset than it says, as far

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -70,11 +71,18 @@ func (c *Client) hostsOf(domain string, want docker.HostCapabilities) ([]candida
 	}
 	var cs []candidate
 	for _, h := range r.hosts {
-		if h.rh.Capabilities.Has(want) {
+		if h.rh.Capabilities.Has(want) && !slices.ContainsFunc(cs, func(c candidate) bool { return c.host.is(h) }) {
 			cs = append(cs, candidate{host: h})
 		}
 	}
 	return cs, nil
+}
+
+// is tells whether h and o are one host. A hosts.toml often lists the server
+// itself, with its certificate, and the server comes again behind that list,
+// without: a second try there would only hide what the first one said.
+func (h *host) is(o *host) bool {
+	return h.rh.Scheme == o.rh.Scheme && h.rh.Host == o.rh.Host && h.rh.Path == o.rh.Path
 }
 
 // configure reads what the certs.d directories say of a domain. c.mu is held.

@@ -46,25 +46,35 @@ func (c *Client) manifest(ctx context.Context, ref reference.Reference, dgst dig
 	if err != nil {
 		return ocispec.Descriptor{}, nil, fmt.Errorf("get manifest %s: %w", ref, err)
 	}
+	var desc ocispec.Descriptor
+	var body []byte
 	cl := &call{client: c, what: "get manifest " + ref.String(), candidates: cs}
-	t := slot{queue: c.queue, class: priorityOf(ctx)}
+	err = cl.ask(ctx, func(h *host) (err error) {
+		desc, body, err = c.manifestFrom(ctx, h, named, object, dgst)
+		return err
+	})
+	return desc, body, err
+}
+
+// ask has attempt ask one host after the other until one gives what is wanted.
+func (cl *call) ask(ctx context.Context, attempt func(h *host) error) error {
+	t := slot{queue: cl.client.queue, class: priorityOf(ctx)}
 	defer t.leave()
 	for {
 		h, err := cl.next(ctx, preferHost)
 		if err != nil {
-			return ocispec.Descriptor{}, nil, err
+			return err
 		}
 		if err := t.take(ctx); err != nil {
-			return ocispec.Descriptor{}, nil, cl.ended(err)
+			return cl.ended(err)
 		}
-		desc, body, err := c.manifestFrom(ctx, h, named, object, dgst)
-		if err == nil {
+		if err = attempt(h); err == nil {
 			h.reached()
-			return desc, body, nil
+			return nil
 		}
 		t.leave()
 		if ctx.Err() != nil {
-			return ocispec.Descriptor{}, nil, cl.ended(ctx.Err())
+			return cl.ended(ctx.Err())
 		}
 		cl.failed(h, err)
 	}

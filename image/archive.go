@@ -173,17 +173,24 @@ func (a *archive) has(name string) bool { _, ok := a.members[name]; return ok }
 
 // openOCIArchive opens an image in a tar of an OCI image layout.
 func openOCIArchive(ctx context.Context, n Name, want target, o Options) (*Image, error) {
-	a, err := openArchive(ctx, n.Path)
-	if err != nil {
-		return nil, err
-	}
-	if !a.has(ocispec.ImageIndexFile) && a.has(dockerArchiveManifest) {
-		return nil, fmt.Errorf("%w: %s is no OCI archive; write docker-archive:FILE", ErrNotFound, n.Path)
-	}
-	src := layoutSource{tree: a}
-	roots, err := src.roots(n)
+	src, roots, err := findOCIArchive(ctx, n)
 	if err != nil {
 		return nil, err
 	}
 	return openResolved(ctx, src, n, want, roots, o)
+}
+
+// findOCIArchive returns the OCI layout in a tar file and the descriptors that
+// the name stands for in it.
+func findOCIArchive(ctx context.Context, n Name) (src layoutSource, roots []ocispec.Descriptor, err error) {
+	a, err := openArchive(ctx, n.Path)
+	if err != nil {
+		return src, nil, err
+	}
+	if !a.has(ocispec.ImageIndexFile) && a.has(dockerArchiveManifest) {
+		return src, nil, fmt.Errorf("%w: %s is no OCI archive; write docker-archive:FILE", ErrNotFound, n.Path)
+	}
+	src = layoutSource{tree: a}
+	roots, err = src.roots(n)
+	return src, roots, err
 }

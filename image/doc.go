@@ -38,8 +38,10 @@
 //
 // [Store] is an OCI image layout that holds what a second mount needs: the
 // manifest, the config and, where the name stood for several platforms, the
-// image index. Layer blobs are usually absent, as mounted images are read from
-// where they came from; an annotation of the entry says where that is.
+// image index. Layer blobs are there if somebody wanted them by [Store.Fetch];
+// the others are read from where they came from, and an annotation of the entry
+// says where that is. A blob that is there is always read in place, whichever
+// way an image was opened: with all of them here nothing is asked of a registry.
 // skopeo, crane and umoci can read the directory as it stands. Entries carry
 // these annotations:
 //
@@ -51,10 +53,29 @@
 //
 // The image index is kept as a blob, to choose by platform without a registry.
 // No descriptor leads to it, only the annotation: whoever removes blobs that
-// are not used must look there too.
+// are not used must look there too, as [Store.Prune] does.
 //
 // Several processes share the store: readers take no lock, as index.json is
 // replaced by rename; writers hold a lock file, write and sync blobs first and
 // index.json last. A crash leaves the old or the new index.json, and at most
-// some temporary files, which the next writer removes.
+// some temporary files, which the next writer removes. Beside the layout lie:
+//
+//	locks/images.lock     held by who changes the layout
+//	locks/fetching.lock   shared by the processes that have fetched blobs;
+//	                      while there are any, Prune spares young blobs
+//	partial/ALG-HEX       the beginning of a blob; locked while it is fetched,
+//	                      gone on from if it is not
+//
+// Where several of these locks are taken, it is in the order fetching.lock,
+// partial, images.lock, or without waiting.
+//
+// Removing a name and freeing what it took are two steps: [Store.Remove] changes
+// index.json only, [Store.Prune] removes blobs that nothing leads to, and
+// neither guesses: a manifest that cannot be read stops Prune, until
+// [Store.Check] has removed the entry that leads to it.
+//
+// # Digests
+//
+// sha256, sha384 and sha512 are verified. An image with digests of another
+// algorithm gives ErrAlgorithm; in an image index it is in nobody's way.
 package image

@@ -25,4 +25,8 @@ var (
 	// ErrCorrupt says that bytes do not have the promised digest or size, or
 	// contradict themselves.
 	ErrCorrupt = errors.New("corrupt image")
+
+	// ErrAlgorithm says that something intact has a digest of an algorithm that
+	// is not known here, so that it cannot be verified.
+	ErrAlgorithm = errors.New("unknown digest algorithm")
 )

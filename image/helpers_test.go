@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -327,4 +328,12 @@ type member struct {
 	name, data string
 	link       string
 	kind       byte // tar.TypeSymlink or tar.TypeLink, with link
+}
+
+// marshal is v as JSON.
+func marshal(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	check(t, err)
+	return string(b)
 }

@@ -142,36 +142,53 @@ func (l layoutSource) config(ctx context.Context, desc ocispec.Descriptor) ([]by
 
 func (l layoutSource) layer(desc ocispec.Descriptor) (fetch.Blob, error) {
 	b, err := l.blob(desc)
-	if err != nil && l.remote != nil {
-		// Missing, or cut off by a crash while it was pulled.
-		return l.remote(desc), nil
+	if l.remote == nil {
+		return b, err
 	}
-	return b, err
+	remote := l.remote(desc)
+	if err != nil {
+		// Missing, or cut off by a crash while it was pulled.
+		return remote, nil
+	}
+	if local, ok := b.(fetch.Local); ok && remote != nil {
+		return fetch.Fallback(local, remote), nil // it may be pruned
+	}
+	return b, nil
 }
 
 // openLayout opens an image in an OCI layout.
 func openLayout(ctx context.Context, n Name, want target, o Options) (*Image, error) {
-	dir, err := filepath.Abs(n.Path)
+	src, roots, err := findLayout(n, o)
 	if err != nil {
 		return nil, err
+	}
+	return openResolved(ctx, src, n, want, roots, o)
+}
+
+// findLayout returns an OCI layout and the descriptors that the name stands for
+// in it.
+func findLayout(n Name, o Options) (src layoutSource, roots []ocispec.Descriptor, err error) {
+	dir, err := filepath.Abs(n.Path)
+	if err != nil {
+		return src, nil, err
 	}
 	switch st, err := os.Stat(dir); {
 	case isNotExist(err):
-		return nil, fmt.Errorf("%w: no directory %s", ErrNotFound, n.Path)
+		return src, nil, fmt.Errorf("%w: no directory %s", ErrNotFound, n.Path)
 	case err != nil:
-		return nil, err
+		return src, nil, err
 	case !st.IsDir():
-		return nil, fmt.Errorf("%w: %s is a file; write oci-archive:FILE or docker-archive:FILE", ErrNotFound, n.Path)
+		return src, nil, fmt.Errorf("%w: %s is a file; write oci-archive:FILE or docker-archive:FILE", ErrNotFound, n.Path)
 	}
-	src := layoutSource{tree: dirTree{dir}}
-	roots, err := src.roots(n)
+	src = layoutSource{tree: dirTree{dir}}
+	roots, err = src.roots(n)
 	if err != nil {
-		return nil, err
+		return src, nil, err
 	}
 	if o.Store != nil && o.Client != nil && o.Store.isDir(dir) {
 		src.remote = remoteOf(roots[0], o.Client)
 	}
-	return openResolved(ctx, src, n, want, roots, o)
+	return src, roots, nil
 }
 
 // remoteOf returns the function that finds missing layers of an entry of our

@@ -2,6 +2,7 @@ package image
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"strings"
@@ -118,11 +119,16 @@ func parseIndex(raw []byte) (*ocispec.Index, error) {
 	if err := json.Unmarshal(raw, &x); err != nil {
 		return nil, fmt.Errorf("%w: parse image index: %w", ErrCorrupt, err)
 	}
+	if x.SchemaVersion > 2 { // intact, and not to be repaired by us
+		return nil, fmt.Errorf("%w: an image index of schema version %d, only 2 is known", ErrNotImage, x.SchemaVersion)
+	}
 	if x.SchemaVersion != 2 {
 		return nil, fmt.Errorf("%w: an image index of schema version %d", ErrCorrupt, x.SchemaVersion)
 	}
 	for i, d := range x.Manifests {
-		if err := checkDescriptor(d); err != nil {
+		// An image for another platform, or of another tool in a store, may
+		// have a digest that we do not know. Who loads it finds out.
+		if err := checkDescriptor(d); err != nil && !errors.Is(err, ErrAlgorithm) {
 			return nil, fmt.Errorf("manifest %d of the image index: %w", i+1, err)
 		}
 	}
@@ -164,11 +170,20 @@ func parseManifest(raw []byte) (*ocispec.Manifest, error) {
 
 // checkDescriptor checks what a descriptor cannot lack.
 func checkDescriptor(d ocispec.Descriptor) error {
-	if err := d.Digest.Validate(); err != nil {
-		return fmt.Errorf("%w: digest %.100q: %w", ErrCorrupt, string(d.Digest), err)
-	}
 	if d.Size < 0 {
 		return fmt.Errorf("%w: size %d", ErrCorrupt, d.Size)
+	}
+	return checkDigest(d.Digest)
+}
+
+// checkDigest checks that a digest is one and can be verified. Its parts may
+// be used in paths also when the error is ErrAlgorithm.
+func checkDigest(d digest.Digest) error {
+	switch err := d.Validate(); {
+	case errors.Is(err, digest.ErrDigestUnsupported):
+		return fmt.Errorf("%w %.40q in the digest %.100q; sha256, sha384 and sha512 are known", ErrAlgorithm, d.Algorithm(), string(d))
+	case err != nil:
+		return fmt.Errorf("%w: digest %.100q: %w", ErrCorrupt, string(d), err)
 	}
 	return nil
 }
@@ -235,8 +250,8 @@ func parseConfig(raw []byte, n int) (*ocispec.Image, error) {
 		return nil, fmt.Errorf("%w: the config lists %d diff IDs, the manifest %d layers", ErrCorrupt, len(c.RootFS.DiffIDs), n)
 	}
 	for i, d := range c.RootFS.DiffIDs {
-		if err := d.Validate(); err != nil {
-			return nil, fmt.Errorf("%w: diff ID %d of the config, %.100q: %w", ErrCorrupt, i+1, string(d), err)
+		if err := checkDigest(d); err != nil {
+			return nil, fmt.Errorf("diff ID %d of the config: %w", i+1, err)
 		}
 	}
 	return &c, nil
@@ -244,8 +259,8 @@ func parseConfig(raw []byte, n int) (*ocispec.Image, error) {
 
 // verify checks bytes against the descriptor that named them.
 func verify(raw []byte, want digest.Digest) error {
-	if err := want.Validate(); err != nil {
-		return fmt.Errorf("%w: digest %.100q: %w", ErrCorrupt, string(want), err)
+	if err := checkDigest(want); err != nil {
+		return err
 	}
 	if got := want.Algorithm().FromBytes(raw); got != want {
 		return fmt.Errorf("%w: %s has the digest %s", ErrCorrupt, want, got)

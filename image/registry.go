@@ -42,6 +42,9 @@ func (r registrySource) config(ctx context.Context, desc ocispec.Descriptor) ([]
 func (r registrySource) layer(desc ocispec.Descriptor) (fetch.Blob, error) {
 	if r.store != nil {
 		if b, err := r.store.source().blob(desc); err == nil {
+			if local, ok := b.(fetch.Local); ok && r.client != nil {
+				return fetch.Fallback(local, r.client.Blob(r.repo, desc)), nil // it may be pruned
+			}
 			return b, nil
 		}
 	}
@@ -59,6 +62,35 @@ func (r registrySource) stored(ctx context.Context, d digest.Digest, limit int64
 	}
 	raw, err := readVerified(ctx, s.blob(d), limit)
 	return raw, err == nil
+}
+
+// storedSource reads the documents of images from the store alone.
+type storedSource struct {
+	registrySource
+	ask bool // for layers
+}
+
+func (s storedSource) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return s.need(ctx, desc, maxManifest)
+}
+
+func (s storedSource) config(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	return s.need(ctx, desc, maxConfig)
+}
+
+func (s storedSource) need(ctx context.Context, desc ocispec.Descriptor, limit int64) ([]byte, error) {
+	raw, ok := s.stored(ctx, desc.Digest, limit)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s is not stored, and no registry is asked for it", ErrNotFound, desc.Digest)
+	}
+	return raw, nil
+}
+
+func (s storedSource) layer(desc ocispec.Descriptor) (fetch.Blob, error) {
+	if !s.ask && !s.store.HasBlob(desc) {
+		return nil, fmt.Errorf("%w: %s is not stored, and there is no registry to ask", ErrNotFound, desc.Digest)
+	}
+	return s.registrySource.layer(desc)
 }
 
 // openRegistry opens an image by its reference: from the store, or from the
@@ -89,12 +121,18 @@ func openRegistry(ctx context.Context, n Name, want target, o Options) (*Image, 
 	if err != nil {
 		return nil, explain(err, n)
 	}
-	if o.Store != nil {
-		if err := o.Store.Put(img); err != nil {
-			o.warn("image is not stored, the next mount needs the registry", "image", img.Name, "error", err)
-		}
-	}
+	o.put(img)
 	return img, nil
+}
+
+// put stores an image. It can be used all the same if that fails.
+func (o *Options) put(img *Image) {
+	if o.Store == nil {
+		return
+	}
+	if err := o.Store.Put(img); err != nil {
+		o.warn("image is not stored, the next mount needs the registry", "image", img.Name, "error", err)
+	}
 }
 
 // complete says whether every layer of a stored image can be read.
@@ -114,7 +152,6 @@ const warmed = 3
 // fetchImage opens an image at its registry.
 func fetchImage(ctx context.Context, n Name, want target, o Options) (*Image, error) {
 	src := registrySource{reference.TrimNamed(n.Ref), o.Client, o.Store}
-	o.Client.Warm(src.repo, warmed)
 	root, err := src.root(ctx, n)
 	if err != nil {
 		return nil, err
@@ -144,6 +181,7 @@ func (r registrySource) root(ctx context.Context, n Name) (rawDocument, error) {
 			return rawDocument{ocispec.Descriptor{Digest: dgst, Size: int64(len(raw))}, raw}, nil
 		}
 	}
+	r.client.Warm(r.repo, warmed)
 	desc, raw, err := r.client.Manifest(ctx, n.Ref, dgst)
 	if err != nil {
 		return rawDocument{}, err

@@ -84,17 +84,29 @@ func (r *resolver) load(ctx context.Context, desc ocispec.Descriptor, depth int)
 	if r.loaded++; r.loaded > maxDocuments {
 		return nil, fmt.Errorf("%w: more than %d manifests to look at", ErrCorrupt, maxDocuments)
 	}
+	raw, err := readDocument(ctx, r.src, desc)
+	if err != nil {
+		return nil, err
+	}
+	return r.visit(ctx, rawDocument{desc, raw}, depth)
+}
+
+// readDocument reads a manifest or image index that a descriptor leads to.
+func readDocument(ctx context.Context, src source, desc ocispec.Descriptor) ([]byte, error) {
+	if err := checkDescriptor(desc); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
 	if desc.Size > maxManifest {
 		return nil, fmt.Errorf("%w: manifest %s of %d bytes, more than %d", ErrCorrupt, desc.Digest, desc.Size, maxManifest)
 	}
-	raw, err := r.src.document(ctx, desc)
+	raw, err := src.document(ctx, desc)
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(raw)) != desc.Size {
 		return nil, fmt.Errorf("%w: manifest %s has %d bytes, its descriptor says %d", ErrCorrupt, desc.Digest, len(raw), desc.Size)
 	}
-	return r.visit(ctx, rawDocument{desc, raw}, depth)
+	return raw, nil
 }
 
 // visit returns the manifest that a document is or leads to, nil if the

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/distribution/reference"
 	"github.com/laminafs/lamina/fetch"
@@ -21,8 +22,12 @@ import (
 // package comment for what is in it. All methods may be called concurrently,
 // also by several processes on one directory.
 type Store struct {
-	dir   string // the layout
-	locks string // the directory of lock files
+	dir      string // the layout
+	locks    string // the directory of lock files
+	partials string // the directory of blobs that are not whole yet
+
+	mu       sync.Mutex // guards fetching; held while waiting for its lock
+	fetching *os.File   // locked since the first Fetch, see announce
 }
 
 // An Entry is one stored image: one name, one platform.
@@ -35,8 +40,9 @@ type Entry struct {
 }
 
 // OpenStore returns the store in the directory dir, usually <root>/images; its
-// lock file is in <root>/locks, beside it. Nothing is read or made yet: a store
-// that does not exist is empty, and the first Put makes it.
+// lock files are in <root>/locks and unfinished downloads in <root>/partial,
+// beside it. Nothing is read or made yet: a store that does not exist is empty,
+// and the first Put or Fetch makes it.
 func OpenStore(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -45,7 +51,8 @@ func OpenStore(dir string) (*Store, error) {
 	if st, err := os.Stat(dir); err == nil && !st.IsDir() {
 		return nil, fmt.Errorf("open image store %s: it is not a directory", dir)
 	}
-	return &Store{dir: dir, locks: filepath.Join(filepath.Dir(dir), "locks")}, nil
+	root := filepath.Dir(dir)
+	return &Store{dir: dir, locks: filepath.Join(root, "locks"), partials: filepath.Join(root, "partial")}, nil
 }
 
 // Dir returns the directory of the layout.
@@ -94,21 +101,30 @@ func (s *Store) List() ([]Entry, error) {
 	}
 	var entries []Entry
 	for _, d := range x.Manifests {
-		name := storedName(d)
-		if name == "" || isAttachment(d) {
+		if storedName(d) == "" || isAttachment(d) {
 			continue
 		}
-		e := Entry{Name: name, Digest: d.Digest, Index: digest.Digest(d.Annotations[annotationIndex]), Origin: d.Annotations[annotationOrigin]}
-		if d.Platform != nil {
-			e.Platform = *d.Platform
-		}
-		entries = append(entries, e)
+		entries = append(entries, entryOf(d))
 	}
+	sortEntries(entries)
+	return entries, nil
+}
+
+// entryOf is what a descriptor of index.json says.
+func entryOf(d ocispec.Descriptor) Entry {
+	e := Entry{Name: storedName(d), Digest: d.Digest, Index: digest.Digest(d.Annotations[annotationIndex]), Origin: d.Annotations[annotationOrigin]}
+	if d.Platform != nil {
+		e.Platform = *d.Platform
+	}
+	return e
+}
+
+// sortEntries sorts by name and platform.
+func sortEntries(entries []Entry) {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return strings.Compare(a.Name+" "+a.Platform.OS+"/"+a.Platform.Architecture+"/"+a.Platform.Variant,
 			b.Name+" "+b.Platform.OS+"/"+b.Platform.Architecture+"/"+b.Platform.Variant)
 	})
-	return entries, nil
 }
 
 // storedName is the full reference an entry is stored under. Entries by other
@@ -250,8 +266,8 @@ func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor
 		}
 		return found, err
 	}
-	if err := root.Validate(); err != nil {
-		return nil, fmt.Errorf("%w: index.json has the digest %.100q: %w", ErrCorrupt, string(root), err)
+	if err := checkDigest(root); err != nil {
+		return nil, fmt.Errorf("index.json: %w", err)
 	}
 	file, err := src.tree.file(blobPath(root))
 	if err != nil {
@@ -290,7 +306,8 @@ func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor
 // the same image index. Layers are not stored. When Put returns nil the image
 // is on disk; a crash earlier leaves the old index.json or the new one. Putting
 // again what is stored already writes nothing. An index.json that is damaged is
-// moved aside. Errors come from the system.
+// moved aside; a store of a newer version is not touched, and gives ErrNotImage.
+// The other errors come from the system.
 func (s *Store) Put(img *Image) error {
 	if err := s.put(img); err != nil {
 		return fmt.Errorf("store image %s: %w", img.Name, err)
@@ -345,22 +362,27 @@ func (s *Store) put(img *Image) (err error) {
 	return w.commit(raw)
 }
 
+// MediaType is that of the image's manifest.
+func (img *Image) MediaType() string {
+	if t := img.Manifest.MediaType; t != "" {
+		return t
+	}
+	if t := specific(img.desc.MediaType); t != "" {
+		return t
+	}
+	return ocispec.MediaTypeImageManifest
+}
+
 // entry is the image's descriptor in index.json.
 func (img *Image) entry(n Name) ocispec.Descriptor {
 	d := ocispec.Descriptor{
-		MediaType: img.Manifest.MediaType,
+		MediaType: img.MediaType(),
 		Digest:    img.Digest,
 		Size:      int64(len(img.RawManifest)),
 		Annotations: map[string]string{
 			ocispec.AnnotationRefName: n.String(),
 			annotationName:            n.String(),
 		},
-	}
-	if d.MediaType == "" {
-		d.MediaType = specific(img.desc.MediaType)
-	}
-	if d.MediaType == "" {
-		d.MediaType = ocispec.MediaTypeImageManifest
 	}
 	if img.Platform.OS != "" || img.Platform.Architecture != "" {
 		p := img.Platform

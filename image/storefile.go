@@ -1,6 +1,7 @@
 package image
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -19,27 +20,57 @@ const temporary = ".tmp-"
 
 const layoutVersion = `{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`
 
-// lock waits for the exclusive right to change the store.
-func (s *Store) lock() (unlock func(), err error) {
+// Names of lock files.
+const (
+	storeLock    = "images.lock"   // held by who changes the layout
+	fetchingLock = "fetching.lock" // shared by those who have fetched blobs
+)
+
+// path is a file of the layout, by its slash-separated name.
+func (s *Store) path(name string) string { return filepath.Join(s.dir, filepath.FromSlash(name)) }
+
+// lockFile opens a lock file, not yet locked.
+func (s *Store) lockFile(name string) (*os.File, error) {
 	if err := os.MkdirAll(s.locks, 0o755); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(s.locks, "images.lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	return os.OpenFile(filepath.Join(s.locks, name), os.O_RDWR|os.O_CREATE, 0o644)
+}
+
+// lock waits for the exclusive right to change the store.
+func (s *Store) lock() (unlock func(), err error) {
+	f, err := s.lockFile(storeLock)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := flock(f, unix.LOCK_EX); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		return nil, err
 	}
 	// The lock goes with the descriptor, thus also when the process dies.
 	return func() { _ = f.Close() }, nil
+}
+
+// flock locks a file as how says. The lock is given back by closing the file.
+func flock(f *os.File, how int) error {
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+	}
+}
+
+// tryLock locks a file exclusively, unless somebody else has it locked.
+func tryLock(f *os.File) (bool, error) {
+	err := flock(f, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // storeWriter writes files of a locked store. After the first error it does
@@ -70,10 +101,16 @@ func (s *Store) writer() (*storeWriter, error) {
 	}
 	// A file cut off by a crash is not left at these names: they appear by
 	// rename, after a sync. So being there is enough.
-	if _, err := os.Stat(filepath.Join(s.dir, ocispec.ImageLayoutFile)); isNotExist(err) {
+	raw, err := readFile(dirTree{s.dir}, ocispec.ImageLayoutFile, maxManifest)
+	if isNotExist(err) {
 		w.file(ocispec.ImageLayoutFile, []byte(layoutVersion))
+		return w, w.err
 	}
-	return w, w.err
+	var v ocispec.ImageLayout
+	if err == nil && json.Unmarshal(raw, &v) == nil && v.Version != "" && !strings.HasPrefix(v.Version, "1.") {
+		return nil, fmt.Errorf("%w: %s is an OCI image layout of version %.20q, only 1.x is known", ErrNotImage, s.dir, v.Version)
+	}
+	return w, nil
 }
 
 // blob writes a blob unless it is there and intact.
