@@ -24,18 +24,35 @@ type Chain struct {
 	Path string
 	// Index is that file opened. It belongs to the chain.
 	Index *index.Index
+
+	use *flock // says so to who would remove the chain
 }
 
 // Close closes the index, which nobody may use any more.
-func (c *Chain) Close() error { return c.Index.Close() }
+func (c *Chain) Close() error {
+	defer c.use.unlock()
+	return c.Index.Close()
+}
 
 // Chain returns the merged tree of layers, the lowest first, made at the first
 // call by any process and kept. Its device i is layers[i-1]. The layers must
 // stay open during the call only. Errors are those of package index, and of ctx.
 func (s *Store) Chain(ctx context.Context, layers []*Layer) (*Chain, error) {
-	id := chainID(layers)
+	keys := make([]string, len(layers))
+	for i, l := range layers {
+		keys[i] = l.key
+	}
+	id := ChainID(keys)
 	c := &Chain{ID: id, Path: filepath.Join(s.root, "chains", id, "merged.erofs")}
 	var err error
+	if c.use, err = s.lockOpen(openChainLock, id); err != nil {
+		return nil, fmt.Errorf("open chain %s: %w", id, err)
+	}
+	defer func() {
+		if c.Index == nil {
+			c.use.unlock()
+		}
+	}()
 	if c.Index, err = index.Open(c.Path); err == nil {
 		return c, nil
 	}
@@ -73,17 +90,16 @@ func (s *Store) Chain(ctx context.Context, layers []*Layer) (*Chain, error) {
 	return c, nil
 }
 
-// chainID applies the OCI image specification's rule for chain IDs to the keys
-// of layers: a key that is the hex of a diff ID counts as that diff ID, any
-// other as it is, so that what was not verified against diff IDs never has the
-// name of what was.
-func chainID(layers []*Layer) string {
-	if len(layers) == 0 {
+// ChainID returns the name of the chain of layers with these keys, the lowest
+// first. It applies the OCI image specification's rule for chain IDs: a key that
+// is the hex of a diff ID counts as that diff ID, any other as it is, so that what
+// was not verified against diff IDs never has the name of what was.
+func ChainID(keys []string) string {
+	if len(keys) == 0 {
 		return "empty"
 	}
 	id := ""
-	for i, l := range layers {
-		d := l.key
+	for i, d := range keys {
 		if !strings.Contains(d, "-") {
 			d = digest.NewDigestFromEncoded(digest.SHA256, d).String()
 		}

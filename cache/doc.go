@@ -16,6 +16,9 @@
 //	prefetch      data ranges to fetch early, a line for each
 //	blob.partial  the blob, as far as a first mount that streams it has come
 //
+// Layers, Chains and Check look at all of that from outside, and RemoveLayer and
+// RemoveChain throw it away, while others use the store.
+//
 // What always holds:
 //
 //   - Only verified bytes are served. A chunk is verified, written, and then
@@ -25,6 +28,8 @@
 //     rename of index.erofs. Chunks come and go under their range locks, in the
 //     bitmap file. Both end with their process: a kill at any instant leaves a
 //     store that works and that has lost at most what was under way.
+//   - Who has a layer open holds the flock of locks/open-<key>, shared, and nobody
+//     removes it then. A layer is renamed before its files go: nobody finds half.
 //   - Eviction clears marks, raises the generation, and only then takes bytes;
 //     readers look at the generation before and after.
 //   - A read of present data takes no lock and allocates nothing.

@@ -140,6 +140,9 @@ func (s *Store) usage() (sum int64, keys map[string]int64, err error) {
 	}
 	keys = make(map[string]int64)
 	for _, d := range dirs {
+		if !isKey(d.Name()) {
+			continue // being removed
+		}
 		n := blocks(s.layerPath(d.Name(), "data")) + blocks(s.layerPath(d.Name(), partialName))
 		keys[d.Name()] = n
 		sum += n

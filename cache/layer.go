@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/layer"
@@ -30,6 +32,7 @@ type Layer struct {
 	store *Store
 	key   string
 	blob  fetch.Blob // nil: nothing can be fetched
+	use   *flock     // says so to who would remove the layer
 	index *index.Index
 	table *layer.Table
 	tail  int // the chunk from which on none is in the blob
@@ -41,6 +44,10 @@ type Layer struct {
 	base    int64
 	end     int64 // where it ends, in that file
 	size    int64
+	// diffID is what the data is compared with once it is whole, because the
+	// index was made elsewhere; refused is set when that fails.
+	diffID  digest.Digest
+	refused atomic.Bool
 	bm      *bitmap
 	prior   []layer.Range // what the image asks to be fetched early
 	ahead   readAhead
@@ -84,6 +91,9 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	defer l.readers.Add(-1)
 	if l.closed.Load() {
 		return fmt.Errorf("read layer %s: %w", l.key, ErrClosed)
+	}
+	if l.refused.Load() {
+		return fmt.Errorf("read layer %s: %w", l.key, ErrIndex)
 	}
 	if off < 0 || int64(len(p)) > l.size-off {
 		return fmt.Errorf("read layer %s: %w: %d bytes at %d of %d", l.key, ErrRange, len(p), off, l.size)
@@ -289,6 +299,10 @@ func (l *Layer) Key() string { return l.key }
 // Index is the layer's tree, with its whiteouts. It belongs to the layer.
 func (l *Layer) Index() *index.Index { return l.index }
 
+// Seekable reports whether every chunk can be had by reading a small part of the
+// blob: see layer.Table.
+func (l *Layer) Seekable() bool { return l.table.Seekable() }
+
 // Release gives the resident pages of the layer's index and chunk table back to
 // the kernel. They come back as they are needed.
 func (l *Layer) Release() {
@@ -422,6 +436,9 @@ func (l *Layer) free() error {
 	}
 	if l.data != nil {
 		errs = append(errs, l.data.Close())
+	}
+	if l.use != nil {
+		l.use.unlock()
 	}
 	if err := errors.Join(errs...); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("close layer %s: %w", l.key, err)

@@ -36,19 +36,14 @@ func (s *Store) makeLazy(ctx context.Context, key string, f layer.Format, src la
 	if err != nil {
 		return nil, fmt.Errorf("open layer %s: %w", key, err)
 	}
-	if err := s.clean(key); err != nil {
-		return nil, err
-	}
-	if f != layer.Tar {
-		data, err := s.newData(key, sc.Table.DataSize())
-		if err != nil {
-			return nil, err
+	if f == layer.Tar {
+		if err = s.clean(key); err == nil {
+			err = s.install(key, sc, nil)
 		}
-		if err := data.Close(); err != nil {
-			return nil, fmt.Errorf("make layer %s: %w", key, err)
-		}
+	} else {
+		err = s.installLazy(key, sc)
 	}
-	if err := s.install(key, sc, nil); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	return s.get(key, src)

@@ -30,6 +30,12 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 			l = nil
 		}
 	}()
+	if layer.IsIndexed(key) {
+		l.diffID = src.DiffID
+	}
+	if l.use, err = s.lockOpen(openLayerLock, key); err != nil {
+		return l, fmt.Errorf("open layer %s: %w", key, err)
+	}
 	if l.index, err = index.Open(s.layerPath(key, "index.erofs")); err != nil {
 		return l, s.unusable(key, err)
 	}

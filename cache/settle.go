@@ -52,7 +52,7 @@ func (l *Layer) settle() {
 // was written to the disk. Every chunk's digest was verified since this boot,
 // else its mark would not say so.
 func (l *Layer) finalize(ctx context.Context) error {
-	if l.bm.complete() || !l.allPresent() {
+	if l.bm.complete() || l.refused.Load() || !l.allPresent() {
 		return nil
 	}
 	// Neither an eviction nor another process that does the same may come
@@ -70,6 +70,9 @@ func (l *Layer) finalize(ctx context.Context) error {
 	l.mu.Unlock()
 	if l.bm.complete() || !l.allPresent() {
 		return nil
+	}
+	if err := l.verifyIndexed(ctx); err != nil {
+		return err
 	}
 	l.bm.setWhole()
 	if err := l.sync(ctx); err != nil {

@@ -149,6 +149,11 @@ func (s *Store) Layer(ctx context.Context, src layer.Source, progress func(done,
 		return l, err
 	}
 	if !lazy {
+		if s.HasIndexed(src) && !s.Has(key) {
+			if l, err := s.get(layer.IndexedKey(src), src); err == nil {
+				return l, nil
+			}
+		}
 		return s.plainLayer(ctx, key, src, progress)
 	}
 	plain := layer.DiffKey(src)

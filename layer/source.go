@@ -103,6 +103,27 @@ func DiffKey(src Source) string {
 	return hash
 }
 
+// indexedPrefix begins the keys of layers that an index made elsewhere leads to.
+const indexedPrefix = "idx-"
+
+// IndexedKey is the key of src while it is read by an index that was made
+// elsewhere: "idx-" and the hex of a hash over the digests of blob and tar. Its
+// data has not been compared with the diff ID, so it shares a directory with
+// nothing that was. It is empty for a src that needs no such index.
+func IndexedKey(src Source) string {
+	if src.DiffID == "" {
+		return ""
+	}
+	switch formatOf(src.Desc) {
+	case Gzip, Zstd:
+		return indexedPrefix + hashOf(src.Desc.Digest.String(), src.DiffID.String())
+	}
+	return ""
+}
+
+// IsIndexed reports whether key is one that IndexedKey makes.
+func IsIndexed(key string) bool { return strings.HasPrefix(key, indexedPrefix) }
+
 // tag is the device tag of a layer with this key: at most 64 bytes.
 func tag(key string) string {
 	hash := key[strings.LastIndexByte(key, '-')+1:]

@@ -137,6 +137,21 @@ const (
 
 func (t *Table) off(i int) int64 { return int64(binary.LittleEndian.Uint64(t.record(i))) }
 
+// maxStep is the most of a blob that is worth reading for one chunk.
+const maxStep = 16 << 20
+
+// Seekable reports whether every chunk can be had by reading a small part of the
+// blob, of at most 16 MiB. A zstd blob that is one frame has no place to start
+// decoding at but its beginning.
+func (t *Table) Seekable() bool {
+	for i := range t.count {
+		if t.Chunk(i).BlobLen > maxStep {
+			return false
+		}
+	}
+	return true
+}
+
 // Find returns the chunk that contains data offset off. When none does, ok is
 // false and i is the first chunk after off, or Len.
 func (t *Table) Find(off int64) (i int, ok bool) {
