@@ -22,6 +22,13 @@ var ErrNotMounted = errors.New("not mounted")
 // staleWait is how long IsStale waits for a server that may only be slow.
 const staleWait = 2 * time.Second
 
+// Who resolves a path through a mount, or clones it, uses it for a moment: a mount
+// that is busy is tried again before anybody is told.
+const (
+	busyTries = 10
+	busyPause = 20 * time.Millisecond
+)
+
 // Unmount removes the topmost mount on dir, FUSE or EROFS. A mount in use gives
 // ErrBusy, unless lazy: then it disappears now and ends with its last user.
 // Users other than root can unmount what they mounted, through fusermount3.
@@ -34,9 +41,15 @@ func Unmount(dir string, lazy bool) error {
 	if lazy {
 		flags |= unix.MNT_DETACH
 	}
-	err = unix.Unmount(dir, flags)
-	if err == unix.EPERM {
-		err = unmountHelper(dir, lazy)
+	for tries := busyTries; ; tries-- {
+		err = unix.Unmount(dir, flags)
+		if err == unix.EPERM {
+			err = unmountHelper(dir, lazy)
+		}
+		if !errors.Is(err, unix.EBUSY) || tries == 0 {
+			break
+		}
+		time.Sleep(busyPause)
 	}
 	switch {
 	case err == nil:
