@@ -15,10 +15,12 @@ const module = "github.com/laminafs/lamina/"
 // below lists, for each room, the rooms that its packages may import. Packages
 // in one room may import one another.
 var below = map[string]string{
-	"cmd":         "mount store cache fetch image",
+	"cmd":         "mount view store cache fetch image",
 	"mount":       "store fs lookahead overlay cache layer index fetch image",
 	"fs":          "overlay cache layer index fetch",
-	"store":       "overlay cache layer index fetch image",
+	"store":       "published overlay cache layer index fetch image",
+	"view":        "overlay index",
+	"published":   "layer index fetch",
 	"lookahead":   "overlay cache layer index fetch",
 	"overlay":     "cache layer index fetch",
 	"cache":       "layer index fetch",
@@ -26,8 +28,8 @@ var below = map[string]string{
 	"image":       "fetch",
 	"index":       "",
 	"fetch":       "",
-	"bench":       "cmd mount store fs lookahead overlay cache layer index fetch image integration",
-	"integration": "cmd mount store fs lookahead overlay cache layer index fetch image",
+	"bench":       "cmd mount view store fs lookahead overlay cache layer index fetch image integration",
+	"integration": "cmd mount view store fs lookahead overlay cache layer index fetch image",
 }
 
 // TestImportsGoDownward holds the source, tests aside, against the arrows of

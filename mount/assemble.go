@@ -46,11 +46,15 @@ func (s *server) assemble(ctx context.Context, o Options, p Progress) error {
 	if err != nil {
 		return err
 	}
+	index, err := store.ParseIndexPolicy(o.Index)
+	if err != nil {
+		return err
+	}
 	var report store.Progress
 	if p != nil {
 		report = p.Layer
 	}
-	opened, err := s.store.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: pull}, report)
+	opened, err := s.store.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: pull, Index: index}, report)
 	if err != nil {
 		return err
 	}
@@ -72,7 +76,11 @@ func (s *server) reopen(ctx context.Context, m *State) error {
 		sources[i] = layer.Source{Desc: l.Desc, DiffID: l.DiffID}
 		switch {
 		case l.File != "":
-			sources[i].Blob = fetch.OpenFile(l.File, l.Offset, l.Desc.Size, l.Desc.Digest)
+			file := fetch.OpenFile(l.File, l.Offset, l.Desc.Size, l.Desc.Digest)
+			sources[i].Blob = file
+			if local, ok := file.(fetch.Local); ok && repo != nil {
+				sources[i].Blob = fetch.Fallback(local, s.store.Client.Blob(repo, l.Desc))
+			}
 		case repo != nil:
 			sources[i].Blob = s.store.Client.Blob(repo, l.Desc)
 		}

@@ -98,7 +98,7 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 		return nil, errNeedsServer // which will say what is wrong, if anything is
 	}
 	for _, l := range img.Layers {
-		if key, _, _ := layer.Key(layer.Source(l)); !st.Cache.Has(key) {
+		if key, _, _ := layer.Key(layer.Source(l)); !st.Cache.Has(key) && !st.Cache.HasIndexed(layer.Source(l)) {
 			return nil, errNeedsServer
 		}
 	}

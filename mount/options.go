@@ -39,6 +39,9 @@ type Options struct {
 	Platform string `json:"platform,omitempty"`
 	// Pull is missing (default), always or never, as docker has it.
 	Pull string `json:"pull,omitempty"`
+	// Index is auto (default), never or require: whether an index that was
+	// published beside the image is used for layers that have none.
+	Index string `json:"index,omitempty"`
 	// PlainHTTP speaks HTTP to registries that are not on loopback.
 	PlainHTTP bool `json:"plainHTTP,omitempty"`
 	// Insecure skips the verification of TLS certificates.

@@ -23,6 +23,8 @@ type Ref struct {
 	Platform string
 	// Pull says when the registry is asked.
 	Pull image.Policy
+	// Index says whether a published index is used; empty means IndexAuto.
+	Index IndexPolicy
 }
 
 // Progress is told how much of layer i, counted from the bottom, has arrived, in
@@ -72,7 +74,22 @@ func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
 	for i, l := range img.Layers {
 		sources[i] = layer.Source(l)
 	}
-	t, err := s.OpenLayers(ctx, sources, p)
+	packed, err := s.indexes(ctx, img, ref.Index)
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.openLayers(ctx, sources, p, func(ctx context.Context, src layer.Source) (*cache.Layer, error) {
+		desc, ok := packed[src.Desc.Digest]
+		if !ok || !s.wantsIndex(src) {
+			return nil, ErrNoIndex
+		}
+		l, err := s.openByIndex(ctx, img, src, desc)
+		if err != nil && ref.Index != IndexRequire && ctx.Err() == nil {
+			s.Log.Warn("published index is not used: streaming the layer", "blob", src.Desc.Digest, "index", desc.Digest, "error", err)
+			return nil, ErrNoIndex
+		}
+		return l, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", img.Name, err)
 	}
@@ -90,7 +107,15 @@ func (s *Store) Image(ctx context.Context, ref Ref) (*image.Image, error) {
 
 // OpenLayers opens layers, the bottom one first, and merges them. The tree has
 // no Image.
-func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progress) (t *Tree, err error) {
+func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progress) (*Tree, error) {
+	return s.openLayers(ctx, sources, p, nil)
+}
+
+// openLayers is OpenLayers with another way to open a layer, tried first: ErrNoIndex
+// means that it is none.
+func (s *Store) openLayers(ctx context.Context, sources []layer.Source, p Progress,
+	first func(context.Context, layer.Source) (*cache.Layer, error),
+) (t *Tree, err error) {
 	t = &Tree{Layers: make([]*cache.Layer, len(sources))}
 	defer func() {
 		if err != nil {
@@ -104,6 +129,11 @@ func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progre
 			report := func(done, total int64) {
 				if p != nil {
 					p(i, src.Desc.Digest.String(), done, total)
+				}
+			}
+			if first != nil {
+				if t.Layers[i], err = first(gctx, src); !errors.Is(err, ErrNoIndex) {
+					return err
 				}
 			}
 			t.Layers[i], err = s.Cache.Layer(gctx, src, report)

@@ -79,7 +79,10 @@ func newApp() *cli.App {
 		},
 		Commands: []*cli.Command{
 			mountCommand(), umountCommand(), mountsCommand(), statsCommand(),
-			serveCommand(), holdCommand(),
+			lsCommand(), catCommand(), cpCommand(), findFilesCommand(), diffCommand(), whichCommand(), layersCommand(),
+			pullCommand(), imagesCommand(), inspectCommand(), historyCommand(), tagCommand(), rmiCommand(),
+			indexCommand(), dfCommand(), pruneCommand(), checkCommand(),
+			completionCommand(), manCommand(), serveCommand(), holdCommand(),
 		},
 		OnUsageError: func(c *cli.Context, err error, _ bool) error { return usagef(c, "%w", err) },
 		Action: func(c *cli.Context) error {
@@ -94,6 +97,12 @@ func newApp() *cli.App {
 	for _, c := range app.Commands {
 		c.OnUsageError = app.OnUsageError
 		c.HideHelpCommand = true
+		switch c.Name {
+		case "mount", "ls", "cat", "cp", "find", "diff", "which", "layers", "pull", "inspect", "history", "tag", "rmi", "index":
+			c.BashComplete = completeImages
+		case "umount", "stats":
+			c.BashComplete = completeMounts
+		}
 	}
 	return app
 }

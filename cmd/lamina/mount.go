@@ -12,6 +12,7 @@ import (
 
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/mount"
+	"github.com/laminafs/lamina/store"
 )
 
 func mountCommand() *cli.Command {
@@ -29,6 +30,7 @@ background until 'lamina umount DIR'.`,
 			&cli.StringFlag{Name: "engine", Value: "auto", Usage: "auto, fuse, or kernel (EROFS; root, Linux 6.12)"},
 			&cli.StringFlag{Name: "platform", Usage: "choose `OS/ARCH[/VARIANT]` of an image for several"},
 			&cli.StringFlag{Name: "pull", Value: "missing", Usage: "ask the registry for the image: missing, always, never"},
+			&cli.StringFlag{Name: "index", Value: "auto", Usage: "use an index published beside the image: auto, never, require"},
 			&cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "stay in front, log to standard error; ctrl-C unmounts"},
 			&cli.BoolFlag{Name: "fill", Usage: "fetch in the background what has not been read"},
 			&cli.StringFlag{Name: "fill-rate", Usage: "bound the background fill to `SIZE` a second"},
@@ -70,7 +72,7 @@ func mountOptions(c *cli.Context) (mount.Options, error) {
 		return mount.Options{}, err
 	}
 	o := mount.Options{
-		Root: r, Image: c.Args().Get(0), Platform: c.String("platform"), Pull: c.String("pull"),
+		Root: r, Image: c.Args().Get(0), Platform: c.String("platform"), Pull: c.String("pull"), Index: c.String("index"),
 		PlainHTTP: c.Bool("plain-http"), Insecure: c.Bool("insecure"),
 		Fill: c.Bool("fill"), Parallel: c.Int("parallel"), Deadline: c.Duration("deadline"),
 	}
@@ -79,6 +81,9 @@ func mountOptions(c *cli.Context) (mount.Options, error) {
 	}
 	if _, err := image.ParsePolicy(o.Pull); err != nil {
 		return o, usagef(c, "--pull: %w", err)
+	}
+	if _, err := store.ParseIndexPolicy(o.Index); err != nil {
+		return o, usagef(c, "--index: %w", err)
 	}
 	if o.Parallel < 0 || o.Deadline < 0 {
 		return o, usagef(c, "--parallel and --deadline take no negative values")

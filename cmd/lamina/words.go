@@ -14,7 +14,7 @@ import (
 // `--` stay where they are.
 func intersperse(app *cli.App, args []string) []string {
 	at, command := findCommand(app, args)
-	if command == nil {
+	if command == nil || args[len(args)-1] == completionWord {
 		return args
 	}
 	var flags, words []string
