@@ -2,7 +2,7 @@
 // stand beside, and with the programs that people use instead, in one run on one
 // machine, and prints Markdown tables.
 //
-//	go run ./bench [-runs N] [-only tree,large,first,plain,million]
+//	go run ./bench [-runs N] [-only tree,large,first,plain,keep,million]
 //
 //	tree     walk, lstat, small files and tar over one tree: ext4, overlayfs,
 //	         fuse-overlayfs and lamina's engines, cold and warm, in turns
@@ -10,6 +10,7 @@
 //	first    from the start of mount to a program's first line, through a link
 //	         of 20 ms and 200 Mbit/s; bytes, requests and round trips
 //	plain    the same with a plain gzip image, beside podman and umoci
+//	keep     a look at one file, published indexes, pulls
 //	million  an image of a million files: warm mounts and resident memory
 //
 // It needs root and what hack/setup.sh installs. Nothing else should run on the

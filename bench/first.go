@@ -111,7 +111,12 @@ func (b *bench) first(ctx context.Context) error {
 
 func mb(n int64) string { return fmt.Sprintf("%.1f", float64(n)/1e6) }
 
-func (b *bench) firstMount(ctx context.Context, p *faultproxy.Proxy, prog program, f images.Format, engine string) (m firstMount, err error) {
+func (b *bench) firstMount(ctx context.Context, p *faultproxy.Proxy, prog program, f images.Format, engine string) (firstMount, error) {
+	return b.firstMountOf(ctx, p, prog, p.Host()+"/lamina/"+prog.image+":"+string(f), engine)
+}
+
+// firstMountOf mounts ref in an empty store and runs the program.
+func (b *bench) firstMountOf(ctx context.Context, p *faultproxy.Proxy, prog program, ref, engine string) (m firstMount, err error) {
 	s, err := b.newStore(p.Host())
 	if err != nil {
 		return m, err
@@ -125,7 +130,7 @@ func (b *bench) firstMount(ctx context.Context, p *faultproxy.Proxy, prog progra
 	}
 	p.Reset()
 	began := time.Now()
-	if err := s.Mount(dir, p.Host()+"/lamina/"+prog.image+":"+string(f), "--engine", engine); err != nil {
+	if err := s.Mount(dir, ref, "--engine", engine); err != nil {
 		return m, err
 	}
 	m.mount = time.Since(began)
@@ -302,14 +307,14 @@ func (b *bench) warmMounts(s *lamina.Store, ref string) (map[string]time.Duratio
 	return took, nil
 }
 
-// podman pulls into a store of its own and mounts there.
-func (b *bench) podman(ctx context.Context, dir, ref string) (undo func() error, root string, err error) {
+// podmanIn returns a podman with a store of its own in dir, and what ends it.
+func (b *bench) podmanIn(ctx context.Context, dir string) (podman func(args ...string) (string, error), done func() error, err error) {
 	// podman takes no long paths for its run directory.
 	run, err := os.MkdirTemp("", "bench")
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
-	podman := func(args ...string) (string, error) {
+	podman = func(args ...string) (string, error) {
 		global := []string{
 			"--root", filepath.Join(dir, "root"), "--runroot", run, "--tmpdir", filepath.Join(run, "tmp"),
 			"--storage-driver", "overlay",
@@ -324,23 +329,40 @@ func (b *bench) podman(ctx context.Context, dir, ref string) (undo func() error,
 		}
 		return strings.TrimSpace(string(out)), nil
 	}
+	return podman, func() error { return os.RemoveAll(run) }, nil
+}
+
+// podman pulls into a store of its own and mounts there.
+func (b *bench) podman(ctx context.Context, dir, ref string) (undo func() error, root string, err error) {
+	podman, done, err := b.podmanIn(ctx, dir)
+	if err != nil {
+		return nil, "", err
+	}
 	if _, err := podman("pull", "-q", "--creds", registry.User+":"+registry.Password, ref); err != nil {
 		return nil, "", err
 	}
 	root, err = podman("image", "mount", ref)
 	return func() error {
 		_, err := podman("image", "umount", "--all", "--force")
-		return errors.Join(err, os.RemoveAll(run))
+		return errors.Join(err, done())
 	}, root, err
+}
+
+// skopeo copies ref to where to names, such as oci:DIR:TAG.
+func (b *bench) skopeo(ctx context.Context, ref, to string) error {
+	cmd := exec.CommandContext(ctx, "skopeo", "copy", "--quiet", "--insecure-policy",
+		"--src-creds", registry.User+":"+registry.Password, "docker://"+ref, to)
+	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.auth.CA())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("skopeo: %w\n%s", err, out)
+	}
+	return nil
 }
 
 func (b *bench) umoci(ctx context.Context, dir, ref string) error {
 	layout := filepath.Join(dir, "layout")
-	cmd := exec.CommandContext(ctx, "skopeo", "copy", "--quiet", "--insecure-policy",
-		"--src-creds", registry.User+":"+registry.Password, "docker://"+ref, "oci:"+layout+":image")
-	cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+b.auth.CA())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("skopeo: %w\n%s", err, out)
+	if err := b.skopeo(ctx, ref, "oci:"+layout+":image"); err != nil {
+		return err
 	}
 	return command(ctx, "umoci", "unpack", "--image", layout+":image", filepath.Join(dir, "bundle"))
 }

@@ -14,10 +14,12 @@ const (
 	// plainChunk is the length of the chunks of plain tar and zstd layers.
 	plainChunk = 1 << 20
 	// gzipSpan is how far apart the checkpoints of a gzip layer are, at least.
-	// A chunk reaches from one to the next. Shorter would refill faster, but
-	// every checkpoint costs 5 to 15 KiB of the table, and all that is derived
-	// from a layer shall stay near 2% of it.
-	gzipSpan = 2 << 20
+	// A chunk reaches from one to the next. The closer they are the less is
+	// fetched besides what is read; but every checkpoint costs about 2 KiB of the
+	// table, and all that is derived from a layer shall stay below 2% of it.
+	// From 2 MiB to this, the index of the python image goes from 0.6 to 1.4% of
+	// it, and what `import numpy` fetches from 33 to 24 or 28%.
+	gzipSpan = 512 << 10
 	// gzipChunk cuts the chunks of a gzip layer whose blocks are huge.
 	gzipChunk = 2 * gzipSpan
 	// maxData is the most data of a layer: half of what EROFS can address.

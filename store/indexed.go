@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -42,6 +43,9 @@ func ParseIndexPolicy(s string) (IndexPolicy, error) {
 // ErrNoIndex: a published index was required, and there is none.
 var ErrNoIndex = errors.New("no published index")
 
+// findTime bounds the search for an index that is not required.
+const findTime = 3 * time.Second
+
 // maxPacked bounds a packed index, in bytes.
 const maxPacked = 256 << 20
 
@@ -58,6 +62,12 @@ func (s *Store) indexes(ctx context.Context, img *image.Image, policy IndexPolic
 	}
 	if !needed {
 		return nil, nil
+	}
+	if policy != IndexRequire {
+		// What is only a short cut must not become a long wait.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, findTime)
+		defer cancel()
 	}
 	found, err := published.Find(ctx, s.Client, img.Origin, img.Digest)
 	switch {

@@ -74,6 +74,9 @@ func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
 	for i, l := range img.Layers {
 		sources[i] = layer.Source(l)
 	}
+	if ref.Index != IndexRequire && ref.Pull == image.PullNever {
+		ref.Index = IndexNever // nothing is asked of the registry but data
+	}
 	packed, err := s.indexes(ctx, img, ref.Index)
 	if err != nil {
 		return nil, err

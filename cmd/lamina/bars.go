@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sync"
 
@@ -11,8 +12,9 @@ import (
 	"golang.org/x/term"
 )
 
-// bars shows the progress of layers: bars on a terminal, a line for each layer
-// that is done elsewhere. It implements mount.Progress.
+// bars shows the progress of layers: bars on a terminal, with one for all of them
+// when they are several, and elsewhere a line for each layer that is done. It
+// implements mount.Progress.
 type bars struct {
 	out   io.Writer
 	quiet bool
@@ -21,10 +23,12 @@ type bars struct {
 	progress *mpb.Progress
 	bar      map[int]*mpb.Bar
 	finished map[int]bool
+	sum      *mpb.Bar         // of all layers; nil while there is one
+	counts   map[int][2]int64 // done and total of each layer
 }
 
 func newBars(out *os.File, quiet bool) *bars {
-	b := &bars{out: out, quiet: quiet, bar: map[int]*mpb.Bar{}, finished: map[int]bool{}}
+	b := &bars{out: out, quiet: quiet, bar: map[int]*mpb.Bar{}, finished: map[int]bool{}, counts: map[int][2]int64{}}
 	if !quiet && term.IsTerminal(int(out.Fd())) {
 		b.progress = mpb.New(mpb.WithOutput(out), mpb.WithWidth(60), mpb.WithAutoRefresh())
 	}
@@ -55,12 +59,30 @@ func (b *bars) Layer(i int, digest string, done, total int64) {
 	}
 	bar := b.bar[i]
 	if bar == nil {
-		bar = b.progress.AddBar(total,
-			mpb.PrependDecorators(decor.Name(shortDigest(digest)+" ")),
-			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Percentage(decor.WC{W: 5})))
+		bar = b.add(shortDigest(digest), total)
 		b.bar[i] = bar
 	}
 	bar.SetCurrent(done)
+	b.counts[i] = [2]int64{done, total}
+	if len(b.bar) < 2 {
+		return
+	}
+	if b.sum == nil {
+		b.sum = b.add("all layers", 0, mpb.BarPriority(math.MaxInt))
+	}
+	var sum [2]int64
+	for _, c := range b.counts {
+		sum[0] += c[0]
+		sum[1] += c[1]
+	}
+	b.sum.SetTotal(sum[1], false)
+	b.sum.SetCurrent(sum[0])
+}
+
+func (b *bars) add(name string, total int64, o ...mpb.BarOption) *mpb.Bar {
+	return b.progress.AddBar(total, append(o,
+		mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-12s ", name))),
+		mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Percentage(decor.WC{W: 5})))...)
 }
 
 // Close leaves the bars as they are and gives the terminal back.
@@ -72,6 +94,9 @@ func (b *bars) Close() {
 	}
 	for _, bar := range b.bar {
 		bar.Abort(false)
+	}
+	if b.sum != nil {
+		b.sum.Abort(false)
 	}
 	b.progress.Wait()
 	b.progress = nil
