@@ -283,7 +283,11 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 	if sure, wished := l.stored(r, k, &c, p, werr); sure || wished {
 		l.began(k, &c, p, sure)
 	}
-	if came := l.store.opts.Came; came != nil && c.Continues && l.tells() {
+	s := l.starts.Load()
+	if s != nil {
+		s.came(l, p, c.Off)
+	}
+	if came := l.store.opts.Came; came != nil && (c.Continues || s != nil) && l.tells() {
 		came(l, c.Off, p)
 	}
 }

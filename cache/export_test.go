@@ -90,3 +90,10 @@ func Turns() int {
 	defer turns.mu.Unlock()
 	return len(turns.m)
 }
+
+// WaitStarts waits until it is known where the layer's files begin.
+func (l *Layer) WaitStarts() {
+	for l.starts.Load() == nil {
+		time.Sleep(time.Millisecond)
+	}
+}

@@ -163,3 +163,51 @@ func TestIndexedOther(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestIndexedBegan: where a layer's chunks know nothing of files, its index does:
+// a file is told of once, when its beginning is read, or has come after a wish,
+// or is there already when it is wished for.
+func TestIndexedBegan(t *testing.T) {
+	f := compressed(t)
+	load := indexOf(t, f)
+	f = f.again()
+	var b begun
+	o := b.options()
+	s, err := cache.Open(t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Indexed(t.Context(), f.src, load)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(l.Close(), s.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	l.WaitStarts()
+	read := func(i int, off, n int64) {
+		t.Helper()
+		if err := f.check(t.Context(), l, f.at(t, l, i)+off, n); err != nil {
+			t.Fatal(err)
+		}
+		waitIdle(t, l)
+	}
+	read(0, 1000, 10)
+	b.expect(t, f, l)
+	read(0, 0, 10)
+	read(0, 0, 100)
+	b.expect(t, f, l, 0)
+	l.Want(f.wish(t, l, 5, true))
+	waitIdle(t, l)
+	b.expect(t, f, l, 0, 5)
+	if !b.isSure(t, f, l, 5) {
+		t.Error("what is wished for as sure is not told as such")
+	}
+	read(3, 100, 10) // its beginning comes along
+	b.expect(t, f, l, 0, 5)
+	l.Want(f.wish(t, l, 3, false))
+	waitIdle(t, l)
+	b.expect(t, f, l, 0, 3, 5)
+}

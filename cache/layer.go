@@ -55,6 +55,8 @@ type Layer struct {
 	// marked has a bit for every chunk that was fetched on speculation by this
 	// process and not read yet.
 	marked []atomic.Uint32
+	// starts tells where files begin if the chunks do not; nil until it is known.
+	starts atomic.Pointer[starts]
 	// told has a bit for every chunk of which Options.Began was told.
 	told  []atomic.Uint32
 	count counters
@@ -100,7 +102,7 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	}
 	if l.readPresent(p, off) {
 		l.count.hits.Add(1)
-		l.count.served.Add(int64(len(p)))
+		l.wasReadAt(p, off)
 		return nil
 	}
 	began := time.Now()
@@ -110,8 +112,16 @@ func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return fmt.Errorf("read layer %s: %d bytes at %d: %w", l.key, len(p), off, err)
 	}
-	l.count.served.Add(int64(len(p)))
+	l.wasReadAt(p, off)
 	return nil
+}
+
+// wasReadAt notes that p was read at off.
+func (l *Layer) wasReadAt(p []byte, off int64) {
+	l.count.served.Add(int64(len(p)))
+	if s := l.starts.Load(); s != nil {
+		s.read(l, p, off)
+	}
 }
 
 // readPresent fills p if all of it is in the data file.

@@ -150,6 +150,9 @@ func (l *Layer) start() {
 		l.settle()
 	}()
 	l.nudge()
+	if layer.IsIndexed(l.key) {
+		l.findStarts()
+	}
 }
 
 // blobAt is the blob offset at which chunk i begins, or the next that is in the

@@ -45,6 +45,11 @@ func (l *Layer) Want(wishes ...Wish) {
 	if l.closed.Load() || l.inPlace || l.bm.whole() {
 		return
 	}
+	if s := l.starts.Load(); s != nil {
+		for _, w := range wishes {
+			s.wish(l, w)
+		}
+	}
 	trip := l.ahead.roundTrip()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -120,7 +125,7 @@ func (g *granting) grant(w Wish, trip int64) {
 func (l *Layer) tells() bool {
 	// Elsewhere any chunk would look like the beginning of a file.
 	f := l.table.Format()
-	return (f == layer.EStargz || f == layer.ZstdChunked) && !l.ahead.orderly()
+	return (f == layer.EStargz || f == layer.ZstdChunked || l.starts.Load() != nil) && !l.ahead.orderly()
 }
 
 // began tells Options.Began that chunk k, of which p is the content or nil, is
@@ -129,7 +134,7 @@ func (l *Layer) tells() bool {
 // other in the order of the blob: he needs nobody to look ahead, and is no
 // program that is started.
 func (l *Layer) began(k int, c *layer.Chunk, p []byte, sure bool) {
-	if l.store.opts.Began == nil || c.Continues || !l.tells() {
+	if l.store.opts.Began == nil || c.Continues || l.starts.Load() != nil || !l.tells() {
 		return
 	}
 	if p == nil {
