@@ -173,7 +173,8 @@ type sweepOptions struct {
 	mounted Mounted
 	until   time.Time
 	dry     bool
-	// all counts only the images in spared as there: a dry run has removed none.
+	// all makes a dry run, which has removed none, count only the images in spared
+	// as there.
 	all    bool
 	spared map[digest.Digest]bool
 	// only and blobs, if not nil, are what may be removed.
@@ -189,8 +190,8 @@ func (s *Store) sweep(ctx context.Context, o sweepOptions) ([]Removed, error) {
 	}
 	keys, chains, reached := map[string]bool{}, map[string]bool{}, map[digest.Digest]bool{}
 	for _, im := range images {
-		if o.all && !o.spared[im.Digest] {
-			continue
+		if o.dry && o.all && !o.spared[im.Digest] {
+			continue // it would be gone by now
 		}
 		reached[im.Digest], reached[im.Index], reached[im.ID] = true, true, true
 		for _, l := range im.Layers {
