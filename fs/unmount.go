@@ -22,10 +22,11 @@ var ErrNotMounted = errors.New("not mounted")
 // staleWait is how long IsStale waits for a server that may only be slow.
 const staleWait = 2 * time.Second
 
-// Who resolves a path through a mount, or clones it, uses it for a moment: a mount
-// that is busy is tried again before anybody is told.
+// Who resolves a path through a mount, or clones it, uses it for a moment, and for
+// as long as its server takes to be replaced if that has just died: a mount that is
+// busy is tried again for two seconds before anybody is told.
 const (
-	busyTries = 10
+	busyTries = 100
 	busyPause = 20 * time.Millisecond
 )
 
