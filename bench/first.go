@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,12 @@ type firstMount struct {
 	requests         int
 }
 
+// medianRun returns the run that took the median time.
+func medianRun(runs []firstMount) firstMount {
+	sorted := slices.SortedFunc(slices.Values(runs), func(a, b firstMount) int { return cmp.Compare(a.took, b.took) })
+	return sorted[len(sorted)/2]
+}
+
 // first measures mounts of images that were never seen, in lazy formats.
 func (b *bench) first(ctx context.Context) error {
 	p, err := b.slow()
@@ -93,8 +100,7 @@ func (b *bench) first(ctx context.Context) error {
 					}
 					runs = append(runs, m)
 				}
-				slices.SortFunc(runs, func(a, b firstMount) int { return int(a.took - b.took) })
-				m := runs[len(runs)/2]
+				m := medianRun(runs)
 				ideal := time.Duration(float64(size) / float64(link().BytesPerSecond) * float64(time.Second))
 				rows = append(rows, []string{
 					fmt.Sprintf("%s, %s, %s", prog.image, f, e), ms(m.mount), ms(m.took), ms(prog.limit),
@@ -246,16 +252,15 @@ func (b *bench) plain(ctx context.Context) error {
 			}
 			began := time.Now()
 			undo, root, err := w.do(dir, s)
-			if err == nil {
-				err = prog.start(ctx, root)
-			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
-			g.add("first line", w.name, time.Since(began))
-			if err := undo(); err != nil {
+			err = prog.start(ctx, root)
+			took := time.Since(began)
+			if err := errors.Join(err, undo()); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
+			g.add("first line", w.name, took)
 		}
 	}
 	ideal := time.Duration(float64(size) / float64(link().BytesPerSecond) * float64(time.Second))
@@ -338,14 +343,22 @@ func (b *bench) podman(ctx context.Context, dir, ref string) (undo func() error,
 	if err != nil {
 		return nil, "", err
 	}
+	// Whoever gets an error gets no undo.
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, done())
+		}
+	}()
 	if _, err := podman("pull", "-q", "--creds", registry.User+":"+registry.Password, ref); err != nil {
 		return nil, "", err
 	}
-	root, err = podman("image", "mount", ref)
+	if root, err = podman("image", "mount", ref); err != nil {
+		return nil, "", err
+	}
 	return func() error {
 		_, err := podman("image", "umount", "--all", "--force")
 		return errors.Join(err, done())
-	}, root, err
+	}, root, nil
 }
 
 // skopeo copies ref to where to names, such as oci:DIR:TAG.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/laminafs/lamina/integration/faultproxy"
 	"github.com/laminafs/lamina/integration/images"
+	"github.com/laminafs/lamina/integration/lamina"
 	"github.com/laminafs/lamina/integration/registry"
 )
 
@@ -36,17 +38,13 @@ func (b *bench) look(ctx context.Context, p *faultproxy.Proxy) error {
 	rows := [][]string{{"one small file of the python image, eStargz", "ms", "requests", "MB"}}
 	for _, w := range []struct {
 		name string
-		do   func(dir string) error
+		do   func(dir string, s *lamina.Store) error
 	}{
-		{"lamina cat", func(string) error {
-			s, err := b.newStore(p.Host())
-			if err != nil {
-				return err
-			}
-			_, err = s.Run("cat", "-q", ref, "/"+file)
+		{"lamina cat", func(_ string, s *lamina.Store) error {
+			_, err := s.Run("cat", "-q", ref, "/"+file)
 			return err
 		}},
-		{"skopeo copy, tar x", func(dir string) error {
+		{"skopeo copy, tar x", func(dir string, _ *lamina.Store) error {
 			if err := b.skopeo(ctx, ref, "dir:"+dir); err != nil {
 				return err
 			}
@@ -58,9 +56,12 @@ func (b *bench) look(ctx context.Context, p *faultproxy.Proxy) error {
 			return command(ctx, "tar", "xzOf", filepath.Join(dir, m.Layers[0].Digest.Encoded()), "usr/lib/os-release")
 		}},
 	} {
-		var all samples
-		var sum faultproxy.Count
+		var runs []firstMount
 		for range b.runs {
+			s, err := b.newStore(p.Host())
+			if err != nil {
+				return err
+			}
 			dir, err := b.newDir("look")
 			if err != nil {
 				return err
@@ -70,13 +71,15 @@ func (b *bench) look(ctx context.Context, p *faultproxy.Proxy) error {
 			}
 			p.Reset()
 			began := time.Now()
-			if err := w.do(dir); err != nil {
+			if err := w.do(dir, s); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
-			all = append(all, time.Since(began))
-			sum = faultproxy.Sum(p.Exchanges(), "/v2/")
+			took := time.Since(began)
+			sum := faultproxy.Sum(p.Exchanges(), "/v2/")
+			runs = append(runs, firstMount{took: took, bytes: sum.Bytes, requests: sum.Requests})
 		}
-		rows = append(rows, []string{w.name, ms(all.median()), fmt.Sprint(sum.Requests), mb(sum.Bytes)})
+		m := medianRun(runs)
+		rows = append(rows, []string{w.name, ms(m.took), fmt.Sprint(m.requests), mb(m.bytes)})
 	}
 	b.printf("\n### A look at one file, at 20 ms and 200 Mbit/s\n\n%s", markdown(rows))
 	return nil
@@ -127,16 +130,16 @@ func (b *bench) indexes(ctx context.Context, p *faultproxy.Proxy) error {
 	}{
 		{"gzip with a published index", "indexed", images.Gzip}, {"gzip, streamed", "lamina", images.Gzip}, {"eStargz", "lamina", images.EStargz},
 	} {
-		var all samples
-		var bytes int64
+		var runs []firstMount
 		for range b.runs {
 			m, err := b.firstMountOf(ctx, p, prog, p.Host()+"/"+w.repo+"/"+prog.image+":"+string(w.f), "kernel")
 			if err != nil {
 				return err
 			}
-			all, bytes = append(all, m.took), m.bytes
+			runs = append(runs, m)
 		}
-		rows = append(rows, []string{w.name, ms(all.median()), mb(bytes), fmt.Sprintf("%.0f%%", 100*float64(bytes)/float64(size))})
+		m := medianRun(runs)
+		rows = append(rows, []string{w.name, ms(m.took), mb(m.bytes), fmt.Sprintf("%.0f%%", 100*float64(m.bytes)/float64(size))})
 	}
 	b.printf("\n### Published indexes of gzip images\n\n%s\n%s", markdown(sizes), markdown(rows))
 	return nil
@@ -149,13 +152,9 @@ func (b *bench) pulls(ctx context.Context) error {
 	for range b.runs {
 		for _, w := range []struct {
 			name string
-			do   func(dir string) error
+			do   func(dir string, s *lamina.Store) error
 		}{
-			{"lamina pull", func(string) error {
-				s, err := b.newStore(b.reg.Host())
-				if err != nil {
-					return err
-				}
+			{"lamina pull", func(_ string, s *lamina.Store) error {
 				for _, n := range images.Names() {
 					if _, err := s.Run("pull", "-q", ref(n)); err != nil {
 						return err
@@ -163,7 +162,7 @@ func (b *bench) pulls(ctx context.Context) error {
 				}
 				return nil
 			}},
-			{"skopeo copy", func(dir string) error {
+			{"skopeo copy", func(dir string, _ *lamina.Store) error {
 				for _, n := range images.Names() {
 					if err := b.skopeo(ctx, ref(n), "oci:"+dir+":"+n); err != nil {
 						return err
@@ -171,19 +170,24 @@ func (b *bench) pulls(ctx context.Context) error {
 				}
 				return nil
 			}},
-			{"podman pull", func(dir string) error {
+			{"podman pull", func(dir string, _ *lamina.Store) (err error) {
 				podman, done, err := b.podmanIn(ctx, dir)
 				if err != nil {
 					return err
 				}
+				defer func() { err = errors.Join(err, done()) }()
 				for _, n := range images.Names() {
 					if _, err := podman("pull", "-q", "--creds", registry.User+":"+registry.Password, ref(n)); err != nil {
 						return err
 					}
 				}
-				return done()
+				return nil
 			}},
 		} {
+			s, err := b.newStore(b.reg.Host())
+			if err != nil {
+				return err
+			}
 			dir, err := b.newDir("pull")
 			if err != nil {
 				return err
@@ -192,7 +196,7 @@ func (b *bench) pulls(ctx context.Context) error {
 				return err
 			}
 			began := time.Now()
-			if err := w.do(dir); err != nil {
+			if err := w.do(dir, s); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
 			g.add("all test images, gzip", w.name, time.Since(began))

@@ -95,25 +95,40 @@ func openBitmap(path string, s shape, boot string, doubt bool) (b *bitmap, err e
 			err = fmt.Errorf("open bitmap %s: %w", path, err)
 		}
 	}()
-	length := int64(bitmapHeader) + 8*int64(s.chunks)
-	length = (length + bitmapHeader - 1) / bitmapHeader * bitmapHeader
-	b = &bitmap{f: f, chunks: s.chunks, locks: rangeLocks{f: f}, boot: keyOf("boot " + boot), id: s.key()}
-	want := s.header()
+	b = newBitmap(s, boot)
+	b.f, b.locks = f, rangeLocks{f: f}
+	want, length := s.header(), s.length()
 	if !headerIs(f, want, length) {
 		// In place: others may have the file mapped, and all must see one.
 		if err := b.remake(want, length, doubt); err != nil {
 			return nil, err
 		}
 	}
-	b.mem, err = unix.Mmap(int(f.Fd()), 0, int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(int(f.Fd()), 0, int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return nil, fmt.Errorf("map: %w", err)
 	}
-	if s.chunks > 0 {
-		b.marks = unsafe.Slice((*uint32)(unsafe.Pointer(&b.mem[bitmapHeader])), s.chunks)
-		b.used = unsafe.Slice((*uint32)(unsafe.Pointer(&b.mem[bitmapHeader+4*s.chunks])), s.chunks)
-	}
+	b.lay(mem)
 	return b, nil
+}
+
+func newBitmap(s shape, boot string) *bitmap {
+	return &bitmap{chunks: s.chunks, boot: keyOf("boot " + boot), id: s.key()}
+}
+
+// lay makes mem, the bitmap file's content, b's.
+func (b *bitmap) lay(mem []byte) {
+	b.mem = mem
+	if b.chunks > 0 {
+		b.marks = unsafe.Slice((*uint32)(unsafe.Pointer(&mem[bitmapHeader])), b.chunks)
+		b.used = unsafe.Slice((*uint32)(unsafe.Pointer(&mem[bitmapHeader+4*b.chunks])), b.chunks)
+	}
+}
+
+// length is how long the bitmap file is, in bytes.
+func (s shape) length() int64 {
+	n := int64(bitmapHeader) + 8*int64(s.chunks)
+	return (n + bitmapHeader - 1) / bitmapHeader * bitmapHeader
 }
 
 // remake writes the file anew, under its exclusive lock.

@@ -43,7 +43,7 @@ func (s *Store) Chain(ctx context.Context, layers []*Layer) (*Chain, error) {
 		keys[i] = l.key
 	}
 	id := ChainID(keys)
-	c := &Chain{ID: id, Path: filepath.Join(s.root, "chains", id, "merged.erofs")}
+	c := &Chain{ID: id, Path: filepath.Join(s.root, "chains", id, mergedName)}
 	var err error
 	if c.use, err = s.lockOpen(openChainLock, id); err != nil {
 		return nil, fmt.Errorf("open chain %s: %w", id, err)

@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/index"
@@ -125,19 +123,7 @@ func TestOtherBlob(t *testing.T) {
 // TestSparse: data that is in the blob once and in the layer twice.
 func TestSparse(t *testing.T) {
 	p, want := sparseTar(t)
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	if _, err := w.Write(p); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	blob := newBlob(b.Bytes())
-	f := &fixture{blob: blob}
-	f.src.Desc.MediaType = "application/vnd.oci.image.layer.v1.tar+gzip"
-	f.src.Desc.Digest, f.src.Desc.Size, f.src.DiffID, f.src.Blob = blob.dgst, blob.Size(), digest.FromBytes(p), blob
-	f.data = p
+	f := gzipOf(t, p)
 	dir := t.TempDir()
 	l := openLayer(t, dir, cache.Options{}, f)
 	for _, state := range []string{"streamed", "evicted"} {

@@ -24,6 +24,10 @@ type CheckOptions struct {
 	// Progress, if not nil, is told how many bytes of data were read, of how
 	// many, by one goroutine at a time.
 	Progress func(done, total int64)
+	// Unverified, if not nil, is told the path of the data, from the store's
+	// directory, of each layer whose chunk table has no digests of it: only what
+	// no chunk covers was looked at.
+	Unverified func(object string)
 }
 
 // A Problem is something wrong in the store.
@@ -45,7 +49,7 @@ type Problem struct {
 // their table, data that differs from its digest, and files that do not belong
 // there. Chunks that will be verified before they are used, as all of an incomplete
 // layer are after a restart of the machine, are not read, nor are local tars that
-// are read in place.
+// are read in place, nor data without digests (CheckOptions.Unverified).
 //
 // Other processes may use the store meanwhile, and nothing that they do looks like
 // a problem. With Repair, wrong chunks are dropped even from layers that others
@@ -185,14 +189,17 @@ func (c *checker) examine(ctx context.Context, key string, last *flaws, read fun
 		}
 	}
 	if f.index == nil {
-		f.index = checkIndex(c.store.layerPath(key, "index.erofs"), size)
+		f.index = checkIndex(c.store.layerPath(key, indexName), size)
 	}
 	if f.table == nil && f.bitmap == nil && !v.inPlace {
-		data, err := os.Open(c.store.layerPath(key, "data"))
+		data, err := os.Open(c.store.layerPath(key, dataName))
 		if err != nil {
 			f.data = err
 		} else {
 			defer func() { _ = data.Close() }()
+			if last == nil && !v.table.Comparable() && c.opts.Unverified != nil {
+				c.opts.Unverified(filepath.Join("layers", key, dataName))
+			}
 			if err := c.readData(ctx, v, data, f, last, read); err != nil {
 				return nil, err
 			}
@@ -210,7 +217,7 @@ func (c *checker) readData(ctx context.Context, v *view, data *os.File, f, last 
 	whole := v.bm.whole()
 	chunk := func(i int) {
 		if ch := v.table.Chunk(i); whole || v.bm.has(i, &ch.Digest) {
-			if !c.isRight(v.table, i, &ch, data) {
+			if v.table.Comparable() && !c.isRight(v.table, i, &ch, data) {
 				f.chunks = append(f.chunks, i)
 			}
 			read(ch.Len)
@@ -300,17 +307,8 @@ func checkIndex(path string, size int64) error {
 	if size >= 0 && (len(tree.Devices) != 1 || tree.Devices[0].Size != size) {
 		return fmt.Errorf("%s: %w: not the index of %d bytes of data", path, index.ErrCorrupt, size)
 	}
-	for todo := []*index.Node{tree.Root}; len(todo) > 0; {
-		n := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		for _, e := range n.Extents {
-			if e.Off+e.Len > tree.Devices[e.Device-1].Size {
-				return fmt.Errorf("%s: %w: %d bytes at %d are beyond the data", path, index.ErrCorrupt, e.Len, e.Off)
-			}
-		}
-		for _, child := range n.Children() {
-			todo = append(todo, child)
-		}
+	if err := tree.CheckExtents(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
@@ -331,7 +329,7 @@ func (c *checker) reportLayer(ctx context.Context, key string, f *flaws) {
 	for _, x := range []struct {
 		name string
 		err  error
-	}{{"index.erofs", f.index}, {"chunks", f.table}, {"data", f.data}} {
+	}{{indexName, f.index}, {tableName, f.table}, {dataName, f.data}} {
 		if x.err == nil {
 			continue
 		}
@@ -350,18 +348,18 @@ func (c *checker) reportLayer(ctx context.Context, key string, f *flaws) {
 		return
 	}
 	if f.bitmap != nil {
-		c.report(filepath.Join(dir, "bitmap"), f.bitmap.Error(), func() error { return c.store.renewBitmap(key, f.bitmap) })
+		c.report(filepath.Join(dir, bitmapName), f.bitmap.Error(), func() error { return c.store.renewBitmap(key, f.bitmap) })
 	}
 	for i, j := 0, 0; i < len(f.chunks); i = j {
 		for j = i + 1; j < len(f.chunks) && f.chunks[j] == f.chunks[j-1]+1; j++ {
 		}
 		first, last := f.chunks[i], f.chunks[j-1]
-		c.report(filepath.Join(dir, "data"), fmt.Sprintf("wrong bytes in %d chunks from %d on", last+1-first, first), func() error {
+		c.report(filepath.Join(dir, dataName), fmt.Sprintf("wrong bytes in %d chunks from %d on", last+1-first, first), func() error {
 			return c.store.dropWrong(ctx, key, first, last+1)
 		})
 	}
 	if len(f.gaps) > 0 {
-		c.report(filepath.Join(dir, "data"), fmt.Sprintf("bytes that are in no file and should be zeros, at %d", f.gaps[0][0]), func() error {
+		c.report(filepath.Join(dir, dataName), fmt.Sprintf("bytes that are in no file and should be zeros, at %d", f.gaps[0][0]), func() error {
 			return c.store.punchGaps(key, f.gaps)
 		})
 	}
@@ -397,16 +395,13 @@ func (c *checker) chain(ctx context.Context, id string) error {
 	return context.Cause(ctx)
 }
 
-// mergedName is the file of a chain's directory.
-const mergedName = "merged.erofs"
-
 // belongs tells whether the directories of kind may have a file called name.
 func belongs(kind, name string) bool {
 	if kind == "chains" {
 		return name == mergedName
 	}
 	switch name {
-	case "index.erofs", "chunks", "bitmap", "data", "prefetch", partialName, refusedName:
+	case indexName, tableName, bitmapName, dataName, prefetchName, partialName, refusedName, doubtedName:
 		return true
 	}
 	return false
@@ -478,10 +473,9 @@ func (c *checker) straysIn(ctx context.Context, kind, name string) error {
 	return nil
 }
 
-// isTemporary tells whether name is that of an index or chunk table before it is
-// whole.
+// isTemporary tells whether name is that of a file before it is whole.
 func isTemporary(name string) bool {
-	return strings.HasPrefix(name, ".index-") || strings.HasPrefix(name, ".chunks-")
+	return strings.HasPrefix(name, ".index-") || strings.HasPrefix(name, ".chunks-") || strings.HasPrefix(name, refusing)
 }
 
 // temporary reports object, a file in the directory kind/name, unless it is being

@@ -1,8 +1,6 @@
 package cache_test
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,9 +10,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/laminafs/lamina/cache"
 )
@@ -101,23 +96,6 @@ func TestCheckClean(t *testing.T) {
 	if !l.Has(f.at(t, l, 3)) {
 		t.Error("what was present is not any more")
 	}
-}
-
-// gzipOf is the layer of a tar.
-func gzipOf(t *testing.T, tar []byte) *fixture {
-	t.Helper()
-	var b bytes.Buffer
-	w := gzip.NewWriter(&b)
-	if _, err := w.Write(tar); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	f := &fixture{blob: newBlob(b.Bytes())}
-	f.src.Desc.MediaType, f.src.Desc.Digest, f.src.Desc.Size = ocispec.MediaTypeImageLayerGzip, f.blob.dgst, f.blob.Size()
-	f.src.DiffID, f.src.Blob = digest.FromBytes(tar), f.blob
-	return f
 }
 
 // TestCheckChunks: wrong bytes are found, and repaired while the layer is read,

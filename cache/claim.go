@@ -123,9 +123,9 @@ func (l *Layer) fill(ctx context.Context, r *run, i, j int) error {
 }
 
 // recheck verifies chunk k, which the bitmap only suspects to be present, and
-// marks it as what it is.
+// marks it as what it is: absent if there is no digest to compare its data with.
 func (l *Layer) recheck(k int, c layer.Chunk) bool {
-	if c.Kind != layer.Zeros { // those are as quickly made anew
+	if c.Kind != layer.Zeros && l.table.Comparable() { // zeros are as quickly made anew
 		h := sha256.New()
 		n, err := io.Copy(h, io.NewSectionReader(l.data, c.Off, c.Len))
 		if err == nil && n == c.Len && [sha256.Size]byte(h.Sum(nil)) == c.Digest {
@@ -225,7 +225,7 @@ func (l *Layer) download(ctx context.Context, r *run, i, j int) error {
 		})
 		if errors.Is(err, layer.ErrTable) {
 			_ = s.Close()
-			return err
+			return l.blame(err, true)
 		}
 		if err != nil && in.err == nil && ctx.Err() == nil {
 			wrong++
@@ -242,9 +242,9 @@ func (l *Layer) download(ctx context.Context, r *run, i, j int) error {
 		case in.err != nil:
 			return in.err
 		case wrong == rejections && !errors.Is(err, layer.ErrDigest):
-			return fmt.Errorf("%w: %w", layer.ErrDigest, err)
+			return l.blame(fmt.Errorf("%w: %w", layer.ErrDigest, err), false)
 		case wrong == rejections:
-			return err
+			return l.blame(err, false)
 		}
 		i = next
 	}
@@ -296,6 +296,9 @@ func (l *Layer) keep(r *run, k int, p []byte) {
 // unless werr says why not. It reports whether the chunk is as good as read, and
 // whether it was wished for.
 func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (sure, wished bool) {
+	if werr == nil {
+		defer l.store.added(c.Len) // after mu is released
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f := &r.flights[k-r.i] // may be over, given up before: the bytes are good all the same
@@ -316,7 +319,6 @@ func (l *Layer) stored(r *run, k int, c *layer.Chunk, p []byte, werr error) (sur
 		}
 		l.bm.touch(k, l.store.now())
 		l.bm.set(k, &c.Digest)
-		l.store.added(c.Len)
 	} else if data == nil {
 		err = fmt.Errorf("%w: %w", errAgain, werr)
 	}

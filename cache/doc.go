@@ -14,6 +14,8 @@
 //	data          the data, sparse; chunk bytes stand at their data offset
 //	bitmap        which chunks are in data: see bitmap.go
 //	prefetch      data ranges to fetch early, a line for each
+//	refused       why the index that Indexed was given is wrong, if it is
+//	doubted       why it may be: a chunk cannot be had
 //	blob.partial  the blob, as far as a first mount that streams it has come
 //
 // Layers, Chains and Check look at all of that from outside, and RemoveLayer and
@@ -21,8 +23,10 @@
 //
 // What always holds:
 //
-//   - Only verified bytes are served. A chunk is verified, written, and then
-//     marked; a mark is worth nothing after the machine has restarted, until the
+//   - Only verified bytes are served: chunks are compared with their digests in the
+//     chunk table. Whether that is right was verified before for every layer but
+//     those that Indexed opens, of which it is known once all of their data is
+//     here. A chunk is verified, written, and then marked; a mark is worth nothing after the machine has restarted, until the
 //     chunk was verified again or the layer was complete before.
 //   - Layers are made under the flock of locks/layer-<key>, and appear by the
 //     rename of index.erofs. Chunks come and go under their range locks, in the
@@ -32,7 +36,8 @@
 //     removes it then. A layer is renamed before its files go: nobody finds half.
 //   - Eviction clears marks, raises the generation, and only then takes bytes;
 //     readers look at the generation before and after.
-//   - A read of present data takes no lock and allocates nothing.
+//   - A read of present data waits for no lock and allocates nothing, but for the
+//     first one of what was fetched ahead, which may begin to fetch what follows.
 //
 // What is not promised: that data survives a restart of the machine before the
 // layer is complete (it is fetched again); that the limit is met to the byte;

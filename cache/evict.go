@@ -87,6 +87,12 @@ func (s *Store) evict(full bool) (left bool, err error) {
 		return false, err // another process is at it
 	}
 	defer lock.unlock()
+	// What a removal that was killed has left counts nowhere.
+	for _, kind := range []string{"layers", "chains"} {
+		if err := s.sweepRemoved(kind); err != nil {
+			s.log.Error("cannot delete what a removal has left", "error", err)
+		}
+	}
 	sum, keys, err := s.usage()
 	if err != nil {
 		return false, err
@@ -143,7 +149,7 @@ func (s *Store) usage() (sum int64, keys map[string]int64, err error) {
 		if !isKey(d.Name()) {
 			continue // being removed
 		}
-		n := blocks(s.layerPath(d.Name(), "data")) + blocks(s.layerPath(d.Name(), partialName))
+		n := blocks(s.layerPath(d.Name(), dataName)) + blocks(s.layerPath(d.Name(), partialName))
 		keys[d.Name()] = n
 		sum += n
 	}
@@ -169,11 +175,14 @@ func (s *Store) sweep(key string) (n int64, ok bool) {
 		return 0, false
 	}
 	lock, err := tryFlock(s.lockPath("layer", key), false)
-	if err != nil || s.Has(key) {
-		return 0, err != nil // being made now
+	if err != nil {
+		return 0, true // being made now
 	}
 	defer lock.unlock()
-	data := s.layerPath(key, "data")
+	if s.Has(key) {
+		return 0, false
+	}
+	data := s.layerPath(key, dataName)
 	size := blocks(data)
 	if os.Remove(data) == nil {
 		n += size
@@ -208,20 +217,20 @@ func (s *Store) candidate(key string) (c *candidate, busy bool, err error) {
 		}
 		c.locks = append(c.locks, lock)
 	}
-	if !exists(s.layerPath(key, "data")) || !exists(s.layerPath(key, "bitmap")) {
+	if !exists(s.layerPath(key, dataName)) || !exists(s.layerPath(key, bitmapName)) {
 		return c, false, nil // in place, or gone
 	}
-	if c.table, err = layer.OpenTable(s.layerPath(key, "chunks")); err != nil {
+	if c.table, err = layer.OpenTable(s.layerPath(key, tableName)); err != nil {
 		return c, false, nil // damaged: whoever opens it makes it anew
 	}
-	if c.bm, err = openBitmap(s.layerPath(key, "bitmap"), shapeOf(c.table), s.opts.boot, true); err != nil {
+	if c.bm, err = openBitmap(s.layerPath(key, bitmapName), shapeOf(c.table), s.opts.boot, true); err != nil {
 		return c, false, err
 	}
 	if c.bm.whole() {
 		c.whole = c.bm.lastUseAll()
 	}
-	c.blocks = blocks(s.layerPath(key, "data"))
-	if c.data, err = os.OpenFile(s.layerPath(key, "data"), os.O_RDWR, 0); err != nil {
+	c.blocks = blocks(s.layerPath(key, dataName))
+	if c.data, err = os.OpenFile(s.layerPath(key, dataName), os.O_RDWR, 0); err != nil {
 		return c, false, fmt.Errorf("evict: %w", err)
 	}
 	return c, false, nil
@@ -246,8 +255,8 @@ func (c *candidate) close() {
 func (c *candidate) lastUse(i int) uint32 { return max(c.bm.lastUse(i), c.whole) }
 
 // evictOldest frees at least want bytes, of the chunks that were used longest
-// ago, and returns how many it could not. Two passes, one that counts bytes by time and one that evicts up to the
-// time found, need no list of all chunks.
+// ago, and returns how many it could not. Two passes, one that counts bytes by
+// time and one that evicts up to the time found, need no list of all chunks.
 func evictOldest(all []*candidate, want int64) (int64, error) {
 	for want > 0 { // a pass may free less than it counted: blocks are shared, marks doubtful
 		byTime := make(map[uint32]int64)

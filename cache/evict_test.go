@@ -283,3 +283,29 @@ func TestFillBeyondLimit(t *testing.T) {
 		t.Errorf("%d bytes of %d were fetched", got, f.blob.Size())
 	}
 }
+
+// TestEvictRemoved: what a removal that was killed has left goes with an eviction.
+func TestEvictRemoved(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, cache.Options{Limit: 1 << 30})
+	defer func() { _ = s.Close() }()
+	var left []string
+	for _, kind := range []string{"layers", "chains"} {
+		path := filepath.Join(dir, kind, ".removed-0123")
+		if err := os.Mkdir(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(path, "data"), make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, path)
+	}
+	if err := s.Evict(); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range left {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}

@@ -56,7 +56,7 @@ func (l *Layer) fetchAll(ctx context.Context) error {
 		case missing:
 			// Others are at it, or took it back.
 		default:
-			if err := l.finalize(ctx); err != nil {
+			if err := l.finalize(ctx); err != nil && !errors.Is(err, errLocked) {
 				return err
 			}
 			failures, pause = 0, 10*time.Millisecond

@@ -193,7 +193,14 @@ type fixture struct {
 
 func gzipFixture(t testing.TB, list []file) *fixture {
 	t.Helper()
-	p := tarOf(t, list)
+	f := gzipOf(t, tarOf(t, list))
+	f.list = list
+	return f
+}
+
+// gzipOf is a layer of the tar p.
+func gzipOf(t testing.TB, p []byte) *fixture {
+	t.Helper()
 	var b bytes.Buffer
 	w, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
 	if err != nil {
@@ -205,7 +212,7 @@ func gzipFixture(t testing.TB, list []file) *fixture {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{blob: newBlob(b.Bytes()), data: p, list: list}
+	f := &fixture{blob: newBlob(b.Bytes()), data: p}
 	f.src = layer.Source{
 		Desc:   ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: f.blob.dgst, Size: f.blob.Size()},
 		DiffID: digest.FromBytes(p), Blob: f.blob,

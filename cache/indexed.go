@@ -4,15 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/laminafs/lamina/layer"
 )
-
-// refusedName is the file of a layer's directory that says why the index that
-// was offered for it is wrong.
-const refusedName = "refused"
 
 // ErrIndex: the index that was offered for a layer is not the layer's.
 var ErrIndex = errors.New("index does not belong to the layer")
@@ -31,7 +26,7 @@ func (s *Store) Indexed(ctx context.Context, src layer.Source, load func(context
 		}
 	}
 	key := layer.IndexedKey(src)
-	if key == "" || exists(s.layerPath(key, refusedName)) {
+	if key == "" || s.isUnwanted(key) {
 		return nil, fmt.Errorf("open layer %s by an index: %w", src.Desc.Digest, ErrIndex)
 	}
 	if l, err := s.get(key, src); err == nil || !isMissing(err) {
@@ -64,7 +59,18 @@ func (s *Store) Indexed(ctx context.Context, src layer.Source, load func(context
 // HasIndexed reports whether src can be opened by an index that is in the store.
 func (s *Store) HasIndexed(src layer.Source) bool {
 	key := layer.IndexedKey(src)
-	return key != "" && s.Has(key) && !exists(s.layerPath(key, refusedName))
+	if key == "" || !s.Has(key) || s.isUnwanted(key) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.layers[key]
+	return l == nil || !l.refused.Load()
+}
+
+// isUnwanted reports whether no index is to be used for the layer called key.
+func (s *Store) isUnwanted(key string) bool {
+	return exists(s.layerPath(key, refusedName)) || exists(s.layerPath(key, doubtedName))
 }
 
 // installLazy makes the layer called key, none of whose data is here. Its lock
@@ -83,37 +89,71 @@ func (s *Store) installLazy(key string, sc *layer.Scanned) error {
 	return s.install(key, sc, nil)
 }
 
-// verifyIndexed compares the data of a layer that was opened by an index, and is
-// whole, with its diff ID.
-func (l *Layer) verifyIndexed(ctx context.Context) error {
-	if l.diffID == "" {
-		return nil
+// isRefused reports whether the index by which the layer was opened is known to
+// be wrong, here or by another process.
+func (l *Layer) isRefused() bool {
+	if l.diffID != "" && !l.refused.Load() && exists(l.store.layerPath(l.key, refusedName)) {
+		l.refused.Store(true)
 	}
-	end := int64(0) // of the tar: what is behind it repeats parts of it
-	for i := l.table.Len() - 1; i >= 0 && end == 0; i-- {
-		if c := l.table.Chunk(i); c.Kind != layer.Copied {
-			end = c.Off + c.Len
-		}
-	}
-	v := l.diffID.Verifier()
-	buf := make([]byte, 1<<20)
-	for off := int64(0); off < end; off += int64(len(buf)) {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		p := buf[:min(int64(len(buf)), end-off)]
-		if _, err := l.data.ReadAt(p, off); err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		_, _ = v.Write(p) // a hash cannot fail
-	}
-	if v.Verified() {
-		return nil
-	}
+	return l.refused.Load()
+}
+
+// refuse ends all reads of the layer, whose index is wrong, and its use by others.
+func (l *Layer) refuse(why error) error {
 	l.refused.Store(true)
-	why := fmt.Sprintf("the data that the index of blob %s leads to is not %s\n", l.table.BlobDigest(), l.diffID)
-	if err := os.WriteFile(l.store.layerPath(l.key, refusedName), []byte(why), 0o600); err != nil {
-		return errors.Join(ErrIndex, err)
+	why = fmt.Errorf("%w: %w; the next mount streams the blob", ErrIndex, why)
+	if err := l.store.writeReason(l.key, refusedName, why); err != nil {
+		return errors.Join(why, err)
 	}
-	return fmt.Errorf("%w: its data is not %s; the next mount streams the blob", ErrIndex, l.diffID)
+	return why
+}
+
+// blame returns err, for which a chunk of l cannot be had. If somebody else made the
+// index, that may be the reason: if sure it is the only possible one. If not, the
+// other chunks are as good as ever, and only the next mount streams the blob.
+func (l *Layer) blame(err error, sure bool) error {
+	switch {
+	case l.diffID == "":
+		return err
+	case sure:
+		return l.refuse(err)
+	}
+	return errors.Join(err, l.store.writeReason(l.key, doubtedName, err))
+}
+
+// refusing begins the name of a refused or doubted file before it is whole.
+const refusing = ".refused-"
+
+// writeReason notes for good why the index of the layer called key is not to be used.
+func (s *Store) writeReason(key, name string, why error) (err error) {
+	dir := s.layerPath(key, "")
+	f, err := os.CreateTemp(dir, refusing+"*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close()
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if _, err := fmt.Fprintln(f, why); err != nil {
+		return err
+	}
+	// The text must be on the disk before the name is, and the name before the
+	// next mount asks for it.
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), s.layerPath(key, name)); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

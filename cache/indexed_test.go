@@ -97,7 +97,7 @@ func TestIndexed(t *testing.T) {
 	if !s.HasIndexed(f.src) {
 		t.Error("the index is not kept")
 	}
-	again, err := s.Layer(t.Context(), f.src, nil)
+	again, err := s.AnyLayer(t.Context(), f.src, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

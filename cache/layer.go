@@ -70,8 +70,8 @@ type Layer struct {
 	wg     sync.WaitGroup // goroutines; Add only under mu with !closing
 	kick   chan struct{}  // tells settle that chunks came
 
-	// mu guards what follows. Order: Store.mu, Layer.mu, then readAhead.mu or
-	// budget.mu. No system call that can wait is made under it.
+	// mu guards what follows. readAhead.mu, budget.mu or starts.mu may be taken
+	// under it, and Store.mu never. No system call that can wait is made under it.
 	mu      sync.Mutex
 	closing bool
 	flights map[int]*flight // chunks being fetched by this process
@@ -86,8 +86,8 @@ type Layer struct {
 // Offsets that no chunk covers read as zeros. It waits for what is missing until
 // ctx ends, and returns its cause then. Errors wrap ErrRange for bytes outside
 // [0, Size), ErrClosed, layer.ErrDigest when no host has the right bytes, and
-// the sentinels of fetch. A read of what is present takes no lock and allocates
-// nothing.
+// the sentinels of fetch. A read of what is present waits for no lock and allocates
+// nothing, but for the first one of what was fetched ahead.
 func (l *Layer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	l.readers.Add(1)
 	defer l.readers.Add(-1)
@@ -142,6 +142,35 @@ func (l *Layer) readPresent(p []byte, off int64) bool {
 		}
 		return n == len(p)
 	}
+}
+
+// Peek fills p with the data from off on if all of it is here, as ReadAt would. It
+// fetches nothing and is not taken for a read: who guesses what will be read may
+// look at what has come. It must not be called after Close.
+func (l *Layer) Peek(p []byte, off int64) bool {
+	l.readers.Add(1)
+	defer l.readers.Add(-1)
+	if l.closed.Load() || l.refused.Load() || off < 0 || int64(len(p)) > l.size-off {
+		return false
+	}
+	return l.peek(p, off)
+}
+
+func (l *Layer) peek(p []byte, off int64) bool {
+	if l.inPlace {
+		return l.readTar(p, off) == nil
+	}
+	gen := l.bm.generation()
+	if !l.bm.whole() {
+		i, j := l.span(off, off+int64(len(p)))
+		for ; i < j; i++ {
+			if c := l.table.Chunk(i); !l.bm.has(i, &c.Digest) {
+				return false
+			}
+		}
+	}
+	n, _ := l.data.ReadAt(p, off)
+	return n == len(p) && l.bm.generation() == gen
 }
 
 // pread reads the data file, and what is likely to be read next into the page

@@ -12,9 +12,6 @@ import (
 	"github.com/laminafs/lamina/layer"
 )
 
-// partialName is the file of a layer's directory with the blob's bytes so far.
-const partialName = "blob.partial"
-
 // makeLazy makes the layer called key without reading its data: from its table
 // of contents, or the headers of a local tar. The error wraps layer.ErrNoTOC or
 // layer.ErrTOC when it has to be streamed.
@@ -56,7 +53,7 @@ func (s *Store) clean(key string) error {
 	if err := os.MkdirAll(s.layerPath(key, ""), 0o700); err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
-	for _, name := range []string{"index.erofs", "chunks", "bitmap", "prefetch", "data"} {
+	for _, name := range []string{indexName, tableName, bitmapName, prefetchName, dataName} {
 		if err := os.Remove(s.layerPath(key, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("make layer %s: %w", key, err)
 		}
@@ -67,7 +64,7 @@ func (s *Store) clean(key string) error {
 // newData makes the layer's data file, empty and size bytes long, or as long as
 // the file system allows: what it does not hold is served without it.
 func (s *Store) newData(key string, size int64) (*os.File, error) {
-	f, err := os.OpenFile(s.layerPath(key, "data"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(s.layerPath(key, dataName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make layer %s: %w", key, err)
 	}
@@ -82,10 +79,10 @@ func (s *Store) newData(key string, size int64) (*os.File, error) {
 // place; filled, if not nil, is what was written to it, all of it verified. The
 // layer exists once this returns.
 func (s *Store) install(key string, sc *layer.Scanned, filled *filler) error {
-	if err := sc.Table.Write(s.layerPath(key, "chunks")); err != nil {
+	if err := sc.Table.Write(s.layerPath(key, tableName)); err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
-	b, err := openBitmap(s.layerPath(key, "bitmap"), shapeOf(sc.Table), s.opts.boot, false)
+	b, err := openBitmap(s.layerPath(key, bitmapName), shapeOf(sc.Table), s.opts.boot, false)
 	if err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
@@ -108,11 +105,11 @@ func (s *Store) install(key string, sc *layer.Scanned, filled *filler) error {
 	if err := b.close(); err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
-	if err := writePrefetch(s.layerPath(key, "prefetch"), sc.Prefetch); err != nil {
+	if err := writePrefetch(s.layerPath(key, prefetchName), sc.Prefetch); err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
 	// Last: from now on the layer is there.
-	if err := sc.Tree.Write(s.layerPath(key, "index.erofs")); err != nil {
+	if err := sc.Tree.Write(s.layerPath(key, indexName)); err != nil {
 		return fmt.Errorf("make layer %s: %w", key, err)
 	}
 	return nil
@@ -239,7 +236,7 @@ func (s *Store) scan(ctx context.Context, key string, src layer.Source, r io.Rea
 	}
 	if err != nil {
 		_ = f.Close()
-		_ = os.Remove(s.layerPath(key, "data"))
+		_ = os.Remove(s.layerPath(key, dataName))
 		return nil, nil, err
 	}
 	return sc, w, nil

@@ -36,10 +36,10 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 	if l.use, err = s.lockOpen(openLayerLock, key); err != nil {
 		return l, fmt.Errorf("open layer %s: %w", key, err)
 	}
-	if l.index, err = index.Open(s.layerPath(key, "index.erofs")); err != nil {
+	if l.index, err = index.Open(s.layerPath(key, indexName)); err != nil {
 		return l, s.unusable(key, err)
 	}
-	if l.table, err = layer.OpenTable(s.layerPath(key, "chunks")); err != nil {
+	if l.table, err = layer.OpenTable(s.layerPath(key, tableName)); err != nil {
 		return l, s.unusable(key, err)
 	}
 	l.size = l.table.DataSize()
@@ -48,19 +48,19 @@ func (s *Store) open(key string, src layer.Source) (l *Layer, err error) {
 	l.ahead.at, l.ahead.continues, l.ahead.group = l.blobAt, l.continues, l.groupAt
 	l.ahead.wasRead, l.ahead.link = l.wasRead, s.opts.Link
 	if l.table.Format() == layer.Tar {
-		if local, ok := src.Blob.(fetch.Local); ok && !exists(s.layerPath(key, "data")) {
+		if local, ok := src.Blob.(fetch.Local); ok && !exists(s.layerPath(key, dataName)) {
 			return l, l.openInPlace(local)
 		}
 	}
-	l.path = s.layerPath(key, "data")
-	if l.prior, err = readPrefetch(s.layerPath(key, "prefetch")); err != nil {
+	l.path = s.layerPath(key, dataName)
+	if l.prior, err = readPrefetch(s.layerPath(key, prefetchName)); err != nil {
 		return l, err
 	}
 	l.marked = make([]atomic.Uint32, (l.table.Len()+31)/32)
 	if s.opts.Began != nil {
 		l.told = make([]atomic.Uint32, len(l.marked))
 	}
-	if l.bm, err = openBitmap(s.layerPath(key, "bitmap"), shapeOf(l.table), s.opts.boot, true); err != nil {
+	if l.bm, err = openBitmap(s.layerPath(key, bitmapName), shapeOf(l.table), s.opts.boot, true); err != nil {
 		return l, err
 	}
 	if err := s.mend(l); err != nil {

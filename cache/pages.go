@@ -69,8 +69,10 @@ func (a *pages) read(f *os.File, p []byte, off int64) (int, error) {
 // ask has the kernel read what is likely to be read after [off, end). missed says
 // that these bytes are not there yet.
 func (a *pages) ask(f *os.File, off, end int64, missed bool) {
+	if !a.mu.TryLock() {
+		return // it is a hint: no reader waits for another one's
+	}
 	now := time.Now()
-	a.mu.Lock()
 	w, near := a.window(off)
 	if !near {
 		*w = pageWindow{off: off, end: end, asked: now}

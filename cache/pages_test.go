@@ -12,12 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// diskDir returns a directory whose file system can forget what it has cached: a
+// tmpfs cannot.
+func diskDir(t *testing.T) string {
+	t.Helper()
+	dirs := []string{os.TempDir()}
+	if dir, err := os.UserCacheDir(); err == nil {
+		dirs = append(dirs, dir)
+	}
+	for _, parent := range append(dirs, "/var/tmp", ".") {
+		var fs unix.Statfs_t
+		if unix.Statfs(parent, &fs) != nil || fs.Type == unix.TMPFS_MAGIC || fs.Type == unix.RAMFS_MAGIC {
+			continue
+		}
+		dir, err := os.MkdirTemp(parent, "lamina-pages-")
+		if err != nil {
+			continue
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		return dir
+	}
+	t.Skip("no disk: files are always in memory")
+	return ""
+}
+
 // coldFile is a file of n random bytes that are on the disk and not in memory.
 func coldFile(t *testing.T, n int) (*os.File, []byte) {
 	t.Helper()
 	data := make([]byte, n)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
-	path := filepath.Join(t.TempDir(), "data")
+	path := filepath.Join(diskDir(t), "data")
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -82,12 +106,33 @@ func TestPagesRead(t *testing.T) {
 	}
 }
 
+// TestPagesNoWait: to ask for pages is a hint, for which no reader waits.
+func TestPagesNoWait(t *testing.T) {
+	f, _ := coldFile(t, 1<<20)
+	var a pages
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	done := make(chan error)
+	go func() {
+		_, err := a.read(f, make([]byte, 1000), 0)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("a reader waits for another one's hint")
+	}
+}
+
 // TestPagesAhead: who reads small pieces with gaps finds the next ones in memory;
 // who reads here and there is not given much around it.
 func TestPagesAhead(t *testing.T) {
 	f, _ := coldFile(t, 16<<20)
 	if _, err := readCached(f, make([]byte, 1), 8<<20); err == nil {
-		t.Skip("TMPDIR is no disk: its files are always in memory")
+		t.Fatal("the kernel does not forget the pages of a file on a disk")
 	}
 	var a pages
 	p := make([]byte, 1000)

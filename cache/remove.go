@@ -96,6 +96,59 @@ func (s *Store) RemoveLayer(ctx context.Context, key string) (freed int64, err e
 	return freed, nil
 }
 
+// DropData makes a hole of the data that is kept of the layer called key, for a
+// layer whose blob is at hand, and returns how many bytes that freed on the disk.
+// Index and table stay, so that chunks are decoded again when they are read, and
+// those that are being fetched. Processes that have the layer open go on. What
+// would have to be read as a whole for one chunk is kept, and so is what Options.Held
+// names. ErrInUse: the layer is made or evicted right now, or its data file is
+// given to the kernel.
+func (s *Store) DropData(ctx context.Context, key string) (freed int64, err error) {
+	if !isKey(key) {
+		return 0, fmt.Errorf("drop data of layer %q: %w", key, fs.ErrInvalid)
+	}
+	if freed, err = s.dropData(ctx, key); err != nil {
+		return freed, fmt.Errorf("drop data of layer %s: %w", key, err)
+	}
+	return freed, nil
+}
+
+func (s *Store) dropData(ctx context.Context, key string) (int64, error) {
+	if s.opts.Held != nil {
+		held, err := s.opts.Held()
+		if err != nil {
+			return 0, fmt.Errorf("list held layers: %w", err)
+		}
+		if held[key] {
+			return 0, nil
+		}
+	}
+	lock, err := s.lockLayer(ctx, key)
+	if err != nil {
+		return 0, err
+	}
+	lock.unlock() // it is there; candidate takes the lock with the others
+	c, busy, err := s.candidate(key)
+	if err != nil {
+		return 0, err
+	}
+	if c == nil {
+		if busy || exists(s.layerPath(key, dataName)) {
+			return 0, ErrInUse
+		}
+		return 0, nil // in place
+	}
+	defer c.close()
+	if c.blocks == 0 || !c.table.Seekable() {
+		return 0, nil
+	}
+	before := fileBlocks(c.data)
+	if _, err := c.drop(0, c.table.Len()); err != nil {
+		return 0, err
+	}
+	return max(0, before-fileBlocks(c.data)), nil
+}
+
 // lockLayer waits for the lock under which the layer called key is made, evicted
 // and removed. ErrInUse: it is being made, which may take long.
 func (s *Store) lockLayer(ctx context.Context, key string) (*flock, error) {

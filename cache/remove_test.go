@@ -300,3 +300,45 @@ func TestRemoveChain(t *testing.T) {
 		}
 	}
 }
+
+// TestDropData: data is decoded again when it is read, by who has the layer open
+// and by who opens it.
+func TestDropData(t *testing.T) {
+	for name, f := range map[string]*fixture{
+		"gzip":     gzipFixture(t, files(83, 20, 20<<10)),
+		"estargz":  estargzFixture(t, files(83, 20, 20<<10)),
+		"in place": tarFixture(t, files(83, 20, 20<<10)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			key := makeLayer(t, dir, f)
+			l := openLayer(t, dir, cache.Options{}, f)
+			if err := f.checkAll(t.Context(), l, 30_000); err != nil {
+				t.Fatal(err)
+			}
+			held := map[string]bool{key: true}
+			s := openStore(t, dir, cache.Options{Held: func() (map[string]bool, error) { return held, nil }})
+			defer func() { _ = s.Close() }()
+			if n, err := s.DropData(t.Context(), key); err != nil || n != 0 {
+				t.Fatalf("%d bytes freed of a layer that is held: %v", n, err)
+			}
+			clear(held)
+			before := filesOnDisk(t, filepath.Join(dir, "layers", key))
+			n, err := s.DropData(t.Context(), key)
+			if after := filesOnDisk(t, filepath.Join(dir, "layers", key)); err != nil || n != before-after || n == 0 && name != "in place" {
+				t.Errorf("%d bytes freed of %d, %d are left: %v", n, before, after, err)
+			}
+			if err := f.checkAll(t.Context(), l, 30_000); err != nil {
+				t.Errorf("read on: %v", err)
+			}
+			if err := f.checkAll(t.Context(), openLayer(t, dir, cache.Options{}, f), 30_000); err != nil {
+				t.Errorf("opened again: %v", err)
+			}
+		})
+	}
+	s := openStore(t, t.TempDir(), cache.Options{})
+	defer func() { _ = s.Close() }()
+	if _, err := s.DropData(t.Context(), "../x"); !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("a key that is none: %v", err)
+	}
+}

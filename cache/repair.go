@@ -24,12 +24,12 @@ func (s *Store) renewBitmap(key string, cause error) error {
 		}
 		defer alone.unlock()
 	}
-	table, err := layer.OpenTable(s.layerPath(key, "chunks"))
+	table, err := layer.OpenTable(s.layerPath(key, tableName))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = table.Close() }()
-	b, err := openBitmap(s.layerPath(key, "bitmap"), shapeOf(table), s.opts.boot, true)
+	b, err := openBitmap(s.layerPath(key, bitmapName), shapeOf(table), s.opts.boot, true)
 	if err != nil {
 		return err
 	}
@@ -41,17 +41,17 @@ func (s *Store) renewBitmap(key string, cause error) error {
 // too, for wrong bytes are of no use to them, but keeps its bytes: the kernel may
 // read them, and a few that are wrong are better than none.
 func (s *Store) dropWrong(ctx context.Context, key string, i, j int) error {
-	table, err := layer.OpenTable(s.layerPath(key, "chunks"))
+	table, err := layer.OpenTable(s.layerPath(key, tableName))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = table.Close() }()
-	bm, err := openBitmap(s.layerPath(key, "bitmap"), shapeOf(table), s.opts.boot, true)
+	bm, err := openBitmap(s.layerPath(key, bitmapName), shapeOf(table), s.opts.boot, true)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = bm.close() }()
-	data, err := os.OpenFile(s.layerPath(key, "data"), os.O_RDWR, 0)
+	data, err := os.OpenFile(s.layerPath(key, dataName), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (r *rangeLocks) wait(ctx context.Context, k int) error {
 // punchGaps makes holes of ranges of the layer's data that no chunk covers: zeros
 // are right there at any time, whoever reads.
 func (s *Store) punchGaps(key string, gaps [][2]int64) error {
-	data, err := os.OpenFile(s.layerPath(key, "data"), os.O_RDWR, 0)
+	data, err := os.OpenFile(s.layerPath(key, dataName), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}

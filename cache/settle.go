@@ -14,6 +14,9 @@ const (
 	// settleAfter is how long settle waits for more chunks to come, before it
 	// looks whether all are there.
 	settleAfter = time.Second
+	// lookAfter is how often a layer that was opened by an index is looked at for
+	// what other processes have found out of it.
+	lookAfter = 2 * time.Second
 	// syncStep is how much data is written to the disk at a time, so that a
 	// Close does not wait for all of it.
 	syncStep = 32 << 20
@@ -28,11 +31,29 @@ func (l *Layer) nudge() {
 }
 
 // settle marks the layer complete once all its chunks are present, whoever
-// fetched them. It runs until the layer is closed.
+// fetched them. It runs until the layer is closed, or its index is refused.
 func (l *Layer) settle() {
+	var look <-chan time.Time
+	failed := false // to make it complete
+	if l.diffID != "" {
+		t := time.NewTicker(lookAfter)
+		defer t.Stop()
+		look = t.C
+	}
 	for {
 		select {
 		case <-l.kick:
+		case <-look:
+			switch {
+			case l.bm.complete():
+				look = nil
+			case l.isRefused():
+				l.store.log.Error("index of layer was found wrong by another process", "layer", l.key)
+				return
+			case !failed && l.allPresent(): // another process fetched the last ones
+				l.nudge()
+			}
+			continue
 		case <-l.ctx.Done():
 			return
 		}
@@ -42,29 +63,43 @@ func (l *Layer) settle() {
 		if sleep(l.ctx, settleAfter) != nil {
 			return
 		}
-		if err := l.finalize(l.ctx); err != nil && !isGone(err) && !errors.Is(err, ErrClosed) {
+		err := l.finalize(l.ctx)
+		failed = err != nil
+		switch {
+		case errors.Is(err, errLocked):
+			l.nudge() // an eviction has the lock, or another process that does the same
+		case err != nil && !isGone(err) && !errors.Is(err, ErrClosed):
 			l.store.log.Error("cannot make layer durable", "layer", l.key, "error", err)
+		}
+		if l.refused.Load() {
+			return
 		}
 	}
 }
 
 // finalize marks the layer complete if every chunk is present: after its data
 // was written to the disk. Every chunk's digest was verified since this boot,
-// else its mark would not say so.
+// else its mark would not say so. ErrIndex: the layer's index is not the layer's.
+// errLocked: others have the layer's lock, for a moment.
 func (l *Layer) finalize(ctx context.Context) error {
-	if l.bm.complete() || l.refused.Load() || !l.allPresent() {
+	switch {
+	case l.bm.complete():
+		return nil
+	case l.isRefused():
+		return ErrIndex
+	case !l.allPresent():
 		return nil
 	}
 	// Neither an eviction nor another process that does the same may come
 	// between the look at the marks and the flag.
 	lock, err := tryFlock(l.store.lockPath("layer", l.key), false)
-	if errors.Is(err, errLocked) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}
 	defer lock.unlock()
+	if l.isRefused() { // meanwhile
+		return ErrIndex
+	}
 	l.mu.Lock()
 	l.cursor = 0
 	l.mu.Unlock()

@@ -15,6 +15,9 @@ import (
 // each. Beyond, nobody looks ahead of its programs.
 const maxStarts = 1 << 18
 
+// maxEntries bounds the names that are looked at for that.
+const maxEntries = 4 * maxStarts
+
 // starts knows where the files of a layer begin whose chunks know nothing of
 // files, so that Options.Began can be told all the same. Its list is immutable.
 type starts struct {
@@ -38,8 +41,7 @@ func (l *Layer) findStarts() {
 	go func() {
 		defer l.wg.Done()
 		s := &starts{wished: make(map[int]bool)}
-		// A damaged index shows itself to who reads it.
-		_ = s.walk(l, l.index.Root())
+		s.walk(l)
 		slices.SortFunc(s.list, func(a, b fileStart) int { return cmp.Compare(a.off, b.off) })
 		s.list = slices.Compact(s.list) // of files with several names
 		s.told = make([]atomic.Uint32, (len(s.list)+31)/32)
@@ -47,41 +49,50 @@ func (l *Layer) findStarts() {
 	}()
 }
 
-// walk lists the files below dir.
-func (s *starts) walk(l *Layer, dir index.NID) error {
-	var below []index.NID
-	err := l.index.ReadDir(dir, 0, func(d *index.Dirent) bool {
-		if name := string(d.Name); name != "." && name != ".." {
-			below = append(below, d.NID)
-		}
-		return l.ctx.Err() == nil && len(s.list) < maxStarts
-	})
-	if err != nil {
-		return err
-	}
-	for _, nid := range below {
-		var a index.Attr
-		if err := l.index.Attr(nid, &a); err != nil {
-			return err
-		}
-		switch {
-		case a.Mode&unix.S_IFMT == unix.S_IFDIR:
-			if err := s.walk(l, nid); err != nil {
-				return err
+// walk lists the files of l. A damaged index, which may go round in circles, shows
+// itself to who reads it: here it ends the list.
+func (s *starts) walk(l *Layer) {
+	todo := []index.NID{l.index.Root()}
+	// Every entry of a sound index but hard links has an inode of its own, and
+	// a file with many names is one of few.
+	dirs, entries := l.index.Inodes(), int64(maxEntries)
+	for len(todo) > 0 && dirs > 0 {
+		dir := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		dirs--
+		err := l.index.ReadDir(dir, 0, func(d *index.Dirent) bool {
+			if name := string(d.Name); name != "." && name != ".." {
+				todo = s.entry(l, d.NID, todo)
 			}
-		case a.Mode&unix.S_IFMT == unix.S_IFREG && a.Size > 0:
-			err := l.index.Extents(nid, 0, a.Size, func(e index.Extent) bool {
-				if e.FileOff == 0 {
-					s.list = append(s.list, fileStart{e.Off, e.Len})
-				}
-				return false
-			})
-			if err != nil {
-				continue // a hard link to a file of another layer
-			}
+			entries--
+			return l.ctx.Err() == nil && len(s.list) < maxStarts && entries > 0
+		})
+		if err != nil || l.ctx.Err() != nil || len(s.list) >= maxStarts || entries <= 0 {
+			return
 		}
 	}
-	return nil
+}
+
+// entry lists the inode nid if it is a file, and adds it to todo if it is a
+// directory.
+func (s *starts) entry(l *Layer, nid index.NID, todo []index.NID) []index.NID {
+	var a index.Attr
+	if l.index.Attr(nid, &a) != nil {
+		return todo
+	}
+	switch {
+	case a.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return append(todo, nid)
+	case a.Mode&unix.S_IFMT == unix.S_IFREG && a.Size > 0:
+		// One without extents may be a hard link to a file of another layer.
+		_ = l.index.Extents(nid, 0, a.Size, func(e index.Extent) bool {
+			if e.FileOff == 0 {
+				s.list = append(s.list, fileStart{e.Off, e.Len})
+			}
+			return false
+		})
+	}
+	return todo
 }
 
 // from returns the first file that begins at off or behind it.
@@ -125,7 +136,7 @@ func (s *starts) wish(l *Layer, w Wish) {
 	s.mu.Lock()
 	s.wished[i] = s.wished[i] || w.Sure
 	s.mu.Unlock()
-	if l.readPresent(head, w.Off) {
+	if l.peek(head, w.Off) {
 		s.came(l, head, w.Off)
 	}
 }
@@ -141,7 +152,7 @@ func (s *starts) tell(l *Layer, i int, p []byte, sure bool) {
 	}
 	if int64(len(p)) < want { // a short read
 		p = make([]byte, want)
-		if !l.readPresent(p, f.off) {
+		if !l.peek(p, f.off) {
 			return // told at the next one
 		}
 	}

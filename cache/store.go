@@ -26,6 +26,21 @@ var (
 	ErrFull = errors.New("no room in the cache")
 )
 
+// The files of a layer's directory, see the package's documentation, and of a
+// chain's.
+const (
+	indexName    = "index.erofs"
+	tableName    = "chunks"
+	dataName     = "data"
+	bitmapName   = "bitmap"
+	prefetchName = "prefetch"
+	partialName  = "blob.partial"
+	refusedName  = "refused" // why the index that was offered for the layer is wrong
+	doubtedName  = "doubted" // why it may be
+
+	mergedName = "merged.erofs"
+)
+
 // Options are what Open needs to know. The zero value is usable.
 type Options struct {
 	// Limit bounds the bytes of layer data on the disk, as blocks; 0 is no
@@ -40,13 +55,18 @@ type Options struct {
 	// kernel, by any process; they are not evicted. nil stands for none; after
 	// an error nothing is evicted.
 	Held func() (map[string]bool, error)
-	// Began, if not nil, is told of a file when the chunk it begins with is first
-	// read, or arrives after Want. Only layers with a table of contents know
-	// files. It is called while somebody waits, and must be quick.
+	// Began, if not nil, is told of a file when it is first read, or arrives after
+	// Want: when the chunk it begins with is, in layers with a table of contents;
+	// when its beginning is, in layers that were opened by an index, once their
+	// files are known. Others know no files. Of a file with a chunk of its own that
+	// came in another way, by Prefetch, Fill, an earlier mount or another process,
+	// it is not told: reads of what is present are to cost nothing. It is called
+	// while somebody waits, and must be quick.
 	Began func(l *Layer, b Begun)
 	// Came, if not nil, is shown what has come of files beyond their beginnings:
-	// p, not to be kept, is at off of the layer's data. As with Began, only
-	// layers with a table of contents tell, and none to who reads them in order.
+	// p, not to be kept, is at off of the layer's data. It is
+	// told by the same layers as Began, and not for who reads them in order; where
+	// chunks know nothing of files, p may hold parts of several.
 	// What was fetched along with it waits for its return.
 	Came func(l *Layer, off int64, p []byte)
 
@@ -71,7 +91,9 @@ type Store struct {
 	evicting atomic.Bool
 	lastFull atomic.Int64 // Unix seconds at which a full disk was logged
 
-	mu     sync.Mutex // guards what follows; outside of every Layer.mu
+	// mu guards what follows, and Layer.refs. Nothing that can wait is done under
+	// it, and no other lock is taken.
+	mu     sync.Mutex
 	layers map[string]*Layer
 	closed bool
 }
@@ -124,9 +146,9 @@ func (s *Store) Close() error {
 
 // Has reports whether the layer called key is in the store, so that opening it
 // asks nothing of its source. Data may still be missing.
-func (s *Store) Has(key string) bool { return exists(s.layerPath(key, "index.erofs")) }
+func (s *Store) Has(key string) bool { return exists(s.layerPath(key, indexName)) }
 
-// Layer opens the layer of src, making it if the store does not have it: from
+// Layer opens the layer of src, verified against its digests, making it if the store does not have it: from
 // its table of contents or by a look at its headers if the format allows, by
 // streaming the whole blob otherwise. One process does that; others wait for it.
 // progress, if not nil, is told the bytes of the blob that have arrived, here or
@@ -134,6 +156,17 @@ func (s *Store) Has(key string) bool { return exists(s.layerPath(key, "index.ero
 // key share everything. Errors are those of packages fetch and layer, of ctx,
 // and ErrClosed. What was downloaded before an error is kept for the next try.
 func (s *Store) Layer(ctx context.Context, src layer.Source, progress func(done, total int64)) (*Layer, error) {
+	return s.openOrMake(ctx, src, progress, false)
+}
+
+// AnyLayer is Layer for who is content with a layer that was opened by somebody's
+// index before (see Indexed) and is not verified yet, when the store has no other.
+func (s *Store) AnyLayer(ctx context.Context, src layer.Source, progress func(done, total int64)) (*Layer, error) {
+	return s.openOrMake(ctx, src, progress, true)
+}
+
+// openOrMake is Layer, or AnyLayer if indexed is set.
+func (s *Store) openOrMake(ctx context.Context, src layer.Source, progress func(done, total int64), indexed bool) (*Layer, error) {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
@@ -149,7 +182,7 @@ func (s *Store) Layer(ctx context.Context, src layer.Source, progress func(done,
 		return l, err
 	}
 	if !lazy {
-		if s.HasIndexed(src) && !s.Has(key) {
+		if indexed && s.HasIndexed(src) && !s.Has(key) {
 			if l, err := s.get(layer.IndexedKey(src), src); err == nil {
 				return l, nil
 			}
@@ -205,18 +238,33 @@ func (s *Store) get(key string, src layer.Source) (*Layer, error) {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("open layer %s: %w", key, ErrClosed)
 	}
-	if l != nil && l.serves(src) {
+	if l != nil {
 		l.refs++
-		s.mu.Unlock()
-		return l, nil
 	}
 	s.mu.Unlock()
+	if l != nil {
+		if l.refused.Load() {
+			return nil, errors.Join(fmt.Errorf("open layer %s: %w", key, ErrIndex), l.Close())
+		}
+		if l.serves(src) { // it may wait for an eviction
+			return l, nil
+		}
+		if err := l.Close(); err != nil {
+			return nil, err
+		}
+	}
 	opened, err := s.open(key, src)
 	if err != nil {
 		return nil, err
 	}
+	return s.share(opened, src)
+}
+
+// share returns opened for all to use, or the layer that another call has opened
+// meanwhile, and closes opened.
+func (s *Store) share(opened *Layer, src layer.Source) (*Layer, error) {
 	s.mu.Lock()
-	l = s.layers[opened.key]
+	l := s.layers[opened.key]
 	if l == nil && !s.closed {
 		opened.refs = 1
 		s.layers[opened.key] = opened
@@ -228,11 +276,17 @@ func (s *Store) get(key string, src layer.Source) (*Layer, error) {
 		l.refs++
 	}
 	s.mu.Unlock()
-	err = opened.shut()
 	if l == nil {
-		return nil, errors.Join(fmt.Errorf("open layer %s: %w", key, ErrClosed), err)
+		return nil, errors.Join(fmt.Errorf("open layer %s: %w", opened.key, ErrClosed), opened.shut())
 	}
-	return l, err
+	serves := l.serves(src) // not after opened has given up its hold
+	if err := opened.shut(); err != nil || !serves {
+		if err == nil {
+			err = fmt.Errorf("open layer %s: %w", l.key, errOtherBlob)
+		}
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
 }
 
 // release counts one Close of l and reports whether it was the last.

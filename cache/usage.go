@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-	"unsafe"
 
 	"github.com/opencontainers/go-digest"
 
@@ -209,19 +208,19 @@ const lookTurns = 3
 
 func (s *Store) lookOnce(key string) *view {
 	v := &view{}
-	x, err := index.Open(s.layerPath(key, "index.erofs"))
+	x, err := index.Open(s.layerPath(key, indexName))
 	if err == nil {
 		err = x.Close()
 	}
 	v.indexErr = err
-	if v.table, v.tableErr = layer.OpenTable(s.layerPath(key, "chunks")); v.tableErr != nil {
+	if v.table, v.tableErr = layer.OpenTable(s.layerPath(key, tableName)); v.tableErr != nil {
 		return v
 	}
-	if v.table.Format() == layer.Tar && strings.HasPrefix(key, "file-") && !exists(s.layerPath(key, "data")) {
+	if v.table.Format() == layer.Tar && strings.HasPrefix(key, "file-") && !exists(s.layerPath(key, dataName)) {
 		v.inPlace = true
 		return v
 	}
-	v.bm, v.bitmapErr = readBitmap(s.layerPath(key, "bitmap"), shapeOf(v.table), s.opts.boot)
+	v.bm, v.bitmapErr = readBitmap(s.layerPath(key, bitmapName), shapeOf(v.table), s.opts.boot)
 	return v
 }
 
@@ -280,16 +279,7 @@ func readBitmap(path string, s shape, boot string) (*bitmap, error) {
 	if int64(len(mem)) != s.length() || string(mem[:len(want)]) != string(want) {
 		return nil, fmt.Errorf("read bitmap %s: %w", path, errBitmap)
 	}
-	b := &bitmap{mem: mem, chunks: s.chunks, boot: keyOf("boot " + boot), id: s.key()}
-	if s.chunks > 0 {
-		b.marks = unsafe.Slice((*uint32)(unsafe.Pointer(&mem[bitmapHeader])), s.chunks)
-		b.used = unsafe.Slice((*uint32)(unsafe.Pointer(&mem[bitmapHeader+4*s.chunks])), s.chunks)
-	}
+	b := newBitmap(s, boot)
+	b.lay(mem)
 	return b, nil
-}
-
-// length is how long the bitmap file is, in bytes.
-func (s shape) length() int64 {
-	n := int64(bitmapHeader) + 8*int64(s.chunks)
-	return (n + bitmapHeader - 1) / bitmapHeader * bitmapHeader
 }

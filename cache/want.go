@@ -37,8 +37,9 @@ type Begun struct {
 	Sure     bool   // it is read, or will be for certain
 }
 
-// Want begins to fetch what is wished for, neighbours in one request. It returns
-// at once, and is a hint: nothing may come of it.
+// Want begins to fetch what is wished for, neighbours in one request. It waits for
+// nothing to come, but may read beginnings of files that are here and tell
+// Options.Began of them. It is a hint: nothing may come of it.
 func (l *Layer) Want(wishes ...Wish) {
 	l.readers.Add(1) // the mappings must outlive this
 	defer l.readers.Add(-1)

@@ -52,7 +52,7 @@ const patience = 10 * time.Millisecond
 // they are kept for, and only where nobody can listen. It returns what does the
 // look-up, or nil.
 func (s *session) foresee() func(context.Context) {
-	if s.host.rh.Scheme != "https" && !s.host.loopback || s.client.o.Insecure {
+	if s.host.anybodyMayListen() || s.client.o.Insecure {
 		return nil
 	}
 	select {

@@ -43,7 +43,7 @@ type Options struct {
 
 	// Parallel bounds the requests under way. Readers may use that many
 	// besides what Prefetch and Background have started, so that they never
-	// wait for those; there are at most twice as many in all. 0 means 8.
+	// wait for those; there are at most twice as many in all. 0 means 16.
 	Parallel int
 
 	// FillRate bounds the bytes per second of all Background reads together;
@@ -112,8 +112,8 @@ func New(o Options) *Client {
 	return c
 }
 
-// Close waits for Warm and closes the connections that no stream uses. Streams under way go on,
-// and the client stays usable.
+// Close waits for Warm and closes the connections that no stream uses. Streams
+// under way go on, and the client stays usable.
 func (c *Client) Close() {
 	c.warming.Wait()
 	c.mu.Lock()

@@ -170,6 +170,18 @@ func TestFileBlobInside(t *testing.T) {
 	})
 }
 
+func TestFallbackBlob(t *testing.T) {
+	for _, have := range []int64{0, 100, 150_000, 1 << 30} {
+		testBlob(t, func(t *testing.T, p []byte) fetch.Blob {
+			dir := t.TempDir()
+			path, size, dgst := filepath.Join(dir, "blob"), int64(len(p)), digest.FromBytes(p)
+			writeFile(t, filepath.Join(dir, "remote"), p)
+			writeFile(t, path, p[:min(size, have)])
+			return fetch.Fallback(fetch.OpenFile(path, 0, size, dgst), fetch.OpenFile(filepath.Join(dir, "remote"), 0, size, dgst))
+		})
+	}
+}
+
 func TestRegistryBlob(t *testing.T) {
 	testBlob(t, func(t *testing.T, p []byte) fetch.Blob {
 		f := newFake(t, httptest.NewServer)
@@ -207,10 +219,7 @@ func TestFileErrors(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 	}
-	l, ok := fetch.OpenFile(path, 2, 3, dgst).(fetch.Local)
-	if !ok {
-		t.Fatal("not Local")
-	}
+	l := fetch.OpenFile(path, 2, 3, dgst)
 	if p, off := l.File(); p != path || off != 2 {
 		t.Errorf("File: %s, %d", p, off)
 	}

@@ -31,7 +31,9 @@
 // ranges do not share a flow-control window, and one lost packet does not stop
 // all of them. Credentials and configured headers go to the host they are for,
 // compared with its port, never to where it redirects. Credentials come from
-// Keychain, asked at the first 401.
+// Keychain, which Warm asks at once, for the first request to carry a name and a
+// password where nobody else can read them, and which is asked at the first 401
+// otherwise.
 //
 // # Pushing
 //
@@ -52,6 +54,9 @@
 //
 // Ranges are not verified: who can tell that bytes are wrong says so by
 // Stream.Reject, and reads again. Only ReadAll and Manifest verify digests.
+// A descriptor's urls, of layers that are kept outside registries, are not
+// followed: an image would decide which hosts are asked. Such a layer is read if
+// the registry or a mirror has it, and is ErrNotFound otherwise.
 // Neighbouring ranges are not put together and nothing is cached; that is the
 // cache's work.
 package fetch

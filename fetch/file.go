@@ -21,12 +21,11 @@ type fileBlob struct {
 var _ Local = (*fileBlob)(nil)
 
 // OpenFile returns the blob of size bytes at offset off of the file path; dgst
-// is its digest as the manifest has it, which is not verified. The result
-// implements Local. Nothing is opened yet: every ReadRange opens the file and
+// is its digest as the manifest has it, which is not verified. Nothing is opened yet: every ReadRange opens the file and
 // its stream's Close closes it, so the blob itself needs no closing. A file
 // that is missing gives ErrNotFound, an unreadable one ErrDenied, one that is
 // too short ErrShort.
-func OpenFile(path string, off, size int64, dgst digest.Digest) Blob {
+func OpenFile(path string, off, size int64, dgst digest.Digest) Local {
 	return &fileBlob{path: path, off: off, size: size, dgst: dgst}
 }
 

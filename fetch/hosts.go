@@ -59,6 +59,21 @@ type host struct {
 
 // hostsOf returns the hosts of a domain that have all capabilities of want.
 func (c *Client) hostsOf(domain string, want docker.HostCapabilities) ([]candidate, error) {
+	r, err := c.registry(domain)
+	if err != nil {
+		return nil, err
+	}
+	var cs []candidate
+	for _, h := range r.hosts {
+		if h.rh.Capabilities.Has(want) && !slices.ContainsFunc(cs, func(c candidate) bool { return c.host.is(h) }) {
+			cs = append(cs, candidate{host: h, origin: h.is(r.server())})
+		}
+	}
+	return cs, nil
+}
+
+// registry returns what is configured for a domain.
+func (c *Client) registry(domain string) (*registry, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.registries[domain]
@@ -69,14 +84,12 @@ func (c *Client) hostsOf(domain string, want docker.HostCapabilities) ([]candida
 		}
 		c.registries[domain] = r
 	}
-	var cs []candidate
-	for _, h := range r.hosts {
-		if h.rh.Capabilities.Has(want) && !slices.ContainsFunc(cs, func(c candidate) bool { return c.host.is(h) }) {
-			cs = append(cs, candidate{host: h})
-		}
-	}
-	return cs, nil
+	return r, nil
 }
+
+// server returns the registry itself; r must have hosts. It may also be listed
+// among the mirrors, with other settings.
+func (r *registry) server() *host { return r.hosts[len(r.hosts)-1] }
 
 // is tells whether h and o are one host. A hosts.toml often lists the server
 // itself, with its certificate, and the server comes again behind that list,
@@ -180,6 +193,17 @@ func (h *host) url(domain, repo, kind, object string) *url.URL {
 		u.RawQuery = url.Values{"ns": {domain}}.Encode()
 	}
 	return u
+}
+
+// anybodyMayListen tells whether what is sent to h may be read by others than h:
+// its connections are not encrypted, or to whoever says that he is h.
+func (h *host) anybodyMayListen() bool {
+	if h.loopback {
+		return false
+	}
+	// Any other transport may fall back to plain HTTP.
+	t, ok := h.client.Transport.(*http.Transport)
+	return h.rh.Scheme != "https" || !ok || t.TLSClientConfig != nil && t.TLSClientConfig.InsecureSkipVerify
 }
 
 // owns tells whether u is at the host itself, so that it may see credentials.

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/http/httptest"
@@ -23,9 +24,14 @@ import (
 
 // newTLS starts a server whose complaints about handshakes go nowhere.
 func newTLS(h http.Handler) *httptest.Server {
-	s := httptest.NewUnstartedServer(h)
-	s.Config.ErrorLog = log.New(bytes.NewBuffer(nil), "", 0)
+	s := newUnstartedTLS(h)
 	s.StartTLS()
+	return s
+}
+
+func newUnstartedTLS(h http.Handler) *httptest.Server {
+	s := httptest.NewUnstartedServer(h)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
 	return s
 }
 
@@ -194,4 +200,28 @@ func TestMirrors(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+}
+
+// TestOriginIsTheAnswer: a server that hosts.toml lists among its mirrors, before
+// them, is asked first, and still what it says is what counts.
+func TestOriginIsTheAnswer(t *testing.T) {
+	p := randomBytes(100)
+	origin, mirror := newFake(t, httptest.NewServer), newFake(t, httptest.NewServer)
+	mirror.fault = func(_ int, w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusForbidden)
+		return true
+	}
+	for name, hosts := range map[string][]string{
+		"server first": {origin.URL, mirror.URL}, "server last": {mirror.URL, origin.URL}, "server not listed": {mirror.URL},
+	} {
+		text := fmt.Sprintf("server = %q\n", origin.URL)
+		for _, h := range hosts {
+			text += fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\"]\n", h)
+		}
+		c := newClient(t, fetch.Options{HostsDirs: []string{hostsFile(t, "origin.example", text)}})
+		b := c.Blob(parseRef(t, "origin.example/"+repo), ocispec.Descriptor{Digest: digest.FromBytes(p), Size: int64(len(p))})
+		if _, err := readRange(context.Background(), b, 0, 10); !errors.Is(err, fetch.ErrNotFound) || errors.Is(err, fetch.ErrDenied) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

@@ -24,8 +24,9 @@ import (
 //  3. podman's auth.json: $XDG_RUNTIME_DIR/containers or /run/containers/<uid>,
 //     then $XDG_CONFIG_HOME/containers or ~/.config/containers.
 //
-// The files are read, and helpers run, when a registry wants credentials, and
-// again when it no longer accepts them.
+// The files are read, and helpers run, when a registry wants credentials, or
+// before that when Client.Warm opens connections to it, and again when it no
+// longer accepts them.
 func Keychain() authn.Keychain {
 	return authn.NewMultiKeychain(
 		authFile(func() string { return os.Getenv("REGISTRY_AUTH_FILE") }),

@@ -3,9 +3,12 @@ package fetch
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"mime"
 	"net/http"
+	"net/url"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/distribution/reference"
@@ -13,10 +16,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// maxPages bounds the pages of a list of referrers that are read.
+const maxPages = 4
+
 // Referrers asks the referrers API which manifests of ref's repository refer to
-// the manifest subject, and for those of artifactType only. It is one request.
-// Nothing of the answer is verified, and a registry may give others besides. Of
-// a list in several pages it is the first.
+// the manifest subject, and for those of artifactType only if that is not empty. It
+// is one request, and one more for each further page that the same host says the
+// list has, of four at the most. Nothing of the answer is verified, and a registry
+// may give others besides.
 //
 // ErrNotFound: the registry does not have the API. Its list, if there is one, is
 // then an image index with a tag that is made of the subject's digest.
@@ -44,38 +51,98 @@ func (c *Client) Referrers(ctx context.Context, ref reference.Named, subject dig
 
 // referrersFrom makes one attempt at h.
 func (c *Client) referrersFrom(ctx context.Context, h *host, ref reference.Named, subject digest.Digest, artifactType string) ([]ocispec.Descriptor, error) {
-	a := c.newAttempt(ctx, h)
-	defer a.end()
 	u := h.url(reference.Domain(ref), reference.Path(ref), "referrers", subject.String())
 	q := u.Query()
-	q.Set("artifactType", artifactType)
+	if artifactType != "" {
+		q.Set("artifactType", artifactType)
+	}
 	u.RawQuery = q.Encode()
+	all, next, err := c.referrersPage(ctx, h, ref, u)
+	for pages := 1; err == nil && next != nil && pages < maxPages; pages++ {
+		var page []ocispec.Descriptor
+		page, next, err = c.referrersPage(ctx, h, ref, next)
+		all = append(all, page...)
+		var e *Error
+		if errors.As(err, &e) && e.fate == permanent {
+			return all, nil // it said that there is more, and does not give it
+		}
+	}
+	return all, err
+}
+
+// referrersPage gets one page of a list and the address of the one that follows,
+// nil if there is none.
+func (c *Client) referrersPage(ctx context.Context, h *host, ref reference.Named, u *url.URL) ([]ocispec.Descriptor, *url.URL, error) {
+	a := c.newAttempt(ctx, h)
+	defer a.end()
 	resp, final, err := c.get(a.ctx, h, request{
 		repo: reference.Path(ref), url: u, header: http.Header{"Accept": {ocispec.MediaTypeImageIndex}},
 	}, a.alive)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	a.body, a.url = resp.Body, final
 	switch {
 	case lacksReferrers(resp):
 		e := responseError(resp, false)
 		e.Err, e.fate = ErrNotFound, permanent
-		return nil, e
+		return nil, nil, e
 	case resp.StatusCode != http.StatusOK:
-		return nil, responseError(resp, false)
+		return nil, nil, responseError(resp, false)
 	}
 	body, err := a.all(resp.ContentLength, maxManifest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var list ocispec.Index
 	if err := json.Unmarshal(body, &list); err != nil {
 		e := protocolError(resp, ErrUnavailable, "list of referrers: %v", err)
 		e.fate = permanent // it was received whole; nobody waits for this list long
-		return nil, e
+		return nil, nil, e
 	}
-	return list.Manifests, nil
+	return list.Manifests, nextPage(h, final, resp.Header), nil
+}
+
+// nextPage returns the address that a response from u links to as the next page,
+// if it is at h itself: nobody else is asked for what h is to say.
+func nextPage(h *host, u *url.URL, header http.Header) *url.URL {
+	for _, v := range header.Values("Link") {
+		for {
+			// A comma within an address does not end the link.
+			_, link, _ := strings.Cut(v, "<")
+			target, rest, ok := strings.Cut(link, ">")
+			if !ok {
+				break
+			}
+			v = rest
+			if params, _, _ := strings.Cut(rest, ","); !isNext(params) {
+				continue
+			}
+			next, err := u.Parse(target)
+			if err != nil || !h.owns(u) || !h.owns(next) {
+				return nil
+			}
+			next.User, next.Fragment = nil, ""
+			if q := next.Query(); h.proxy && !q.Has("ns") {
+				q.Set("ns", u.Query().Get("ns"))
+				next.RawQuery = q.Encode()
+			}
+			return next
+		}
+	}
+	return nil
+}
+
+// isNext tells whether the parameters of a link name it the next one.
+func isNext(params string) bool {
+	for _, p := range strings.Split(params, ";") {
+		name, value, _ := strings.Cut(strings.TrimSpace(p), "=")
+		if strings.EqualFold(strings.TrimSpace(name), "rel") &&
+			strings.EqualFold(strings.Trim(strings.TrimSpace(value), `"`), "next") {
+			return true
+		}
+	}
+	return false
 }
 
 // lacksReferrers tells whether resp to a request to the referrers API comes from

@@ -42,6 +42,7 @@ type call struct {
 // candidate is one host's part in a call.
 type candidate struct {
 	host    *host
+	origin  bool // the registry itself: what it says is the answer
 	tried   bool // in this round
 	dead    bool // permanently failed
 	strikes int
@@ -140,7 +141,8 @@ func (cl *call) failed(h *host, err error) {
 			return
 		}
 		h.postpone(e.retryAfter)
-		if e.Status == 0 || e.Status >= 500 {
+		// A host that says no for good answers as it should.
+		if (e.Status == 0 || e.Status >= 500) && e.fate != permanent {
 			h.setBack()
 		}
 		switch e.fate {
@@ -185,16 +187,25 @@ func (cl *call) unavailable(why string) error {
 	return fmt.Errorf("%s: %w: %s, last: %w", cl.what, ErrUnavailable, why, cl.last)
 }
 
-// permanent is the error of a call whose hosts have all said no. The last host
-// is the origin: what it says is the answer, what mirrors say is detail.
+// permanent is the error of a call whose hosts have all said no. What the origin
+// says is the answer, or the last host where the origin may not be asked; what
+// mirrors say is detail.
 func (cl *call) permanent() error {
 	if len(cl.candidates) == 0 {
 		return fmt.Errorf("%s: %w: no host is configured for it", cl.what, ErrUnavailable)
 	}
-	main := cl.candidates[len(cl.candidates)-1].err
+	last := len(cl.candidates) - 1
+	for i, k := range cl.candidates {
+		if k.origin {
+			last = i
+		}
+	}
+	main := cl.candidates[last].err
 	var others []string
-	for _, k := range cl.candidates[:len(cl.candidates)-1] {
-		others = append(others, k.err.Error())
+	for i, k := range cl.candidates {
+		if i != last {
+			others = append(others, k.err.Error())
+		}
 	}
 	if len(others) == 0 {
 		return fmt.Errorf("%s: %w", cl.what, main)

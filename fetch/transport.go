@@ -24,19 +24,9 @@ import (
 // referrers API answers requests to it with 404, whatever it says in truth: that
 // is the one answer that remote always understands.
 func (c *Client) Origin(ref reference.Named) (name.Repository, http.RoundTripper, error) {
-	cs, err := c.hostsOf(reference.Domain(ref), docker.HostCapabilityPush)
-	if err == nil && len(cs) == 0 {
-		err = fmt.Errorf("%w: hosts.toml has no host with the capability push", ErrUnavailable)
-	}
+	h, err := c.pushHost(reference.Domain(ref))
 	if err != nil {
 		return name.Repository{}, nil, fmt.Errorf("push to %s: %w", ref.Name(), err)
-	}
-	h := cs[len(cs)-1].host
-	for _, k := range cs {
-		if !k.host.proxy {
-			h = k.host // may be listed with settings that the last one, the server, lacks
-			break
-		}
 	}
 	registry, err := name.NewRegistry(h.rh.Host)
 	if err != nil {
@@ -44,6 +34,22 @@ func (c *Client) Origin(ref reference.Named) (name.Repository, http.RoundTripper
 	}
 	t := &originTransport{client: c, host: h, domain: reference.Domain(ref), repo: reference.Path(ref)}
 	return registry.Repo(t.repo), t, nil
+}
+
+// pushHost returns the host of a domain that is the registry itself and may be
+// pushed to. It may be listed among the mirrors, with settings that the last one,
+// the server, lacks.
+func (c *Client) pushHost(domain string) (*host, error) {
+	r, err := c.registry(domain)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range r.hosts {
+		if (!h.proxy || h.is(r.server())) && h.rh.Capabilities.Has(docker.HostCapabilityPush) {
+			return h, nil
+		}
+	}
+	return nil, fmt.Errorf("%w: hosts.toml has no host with the capability push", ErrUnavailable)
 }
 
 // originTransport sends requests of one repository to its registry.
@@ -117,8 +123,14 @@ func (t *originTransport) roundTrip(in *http.Request) (*http.Response, error) {
 func (t *originTransport) url(u *url.URL) *url.URL {
 	v := *u
 	v.Scheme = t.host.rh.Scheme
-	if rest, ok := strings.CutPrefix(v.Path, "/v2/"); ok && (rest == "" || strings.HasPrefix(rest, t.repo+"/")) {
-		v.Path, v.RawPath = t.host.rh.Path+"/"+rest, ""
+	rest, ok := strings.CutPrefix(v.Path, "/v2/")
+	if at := t.host.rh.Path; at != "/v2" && ok && (rest == "" || strings.HasPrefix(rest, t.repo+"/")) {
+		v.Path = at + "/" + rest
+		// Where a path is escaped in its own way, as upload locations are, that is
+		// kept. Of another beginning, URL makes it anew.
+		if raw, ok := strings.CutPrefix(v.RawPath, "/v2/"); ok {
+			v.RawPath = (&url.URL{Path: at}).EscapedPath() + "/" + raw
+		}
 	}
 	if t.host.proxy {
 		q := v.Query()

@@ -217,3 +217,59 @@ func TestOriginRedirect(t *testing.T) {
 		t.Errorf("%s, credentials leaked: %t", resp.Status, leaked.Load())
 	}
 }
+
+// TestOriginNotAMirror: a server that may not be pushed to is an error; a mirror
+// that could be is not taken for it.
+func TestOriginNotAMirror(t *testing.T) {
+	mirror := newFake(t, httptest.NewServer)
+	for name, c := range map[string]struct{ text, host string }{
+		"server may not":      {"server = \"https://up.example\"\ncapabilities = [\"pull\"]\n[host.%q]\n", ""},
+		"server may":          {"server = \"https://up.example\"\n[host.%q]\n", "up.example"},
+		"listed too, may":     {"server = \"https://up.example\"\ncapabilities = [\"pull\"]\n[host.%q]\n[host.\"https://up.example\"]\n", "up.example"},
+		"listed too, may not": {"server = \"https://up.example\"\n[host.\"https://up.example\"]\ncapabilities = [\"pull\"]\n[host.%q]\n", "up.example"},
+	} {
+		root := hostsFile(t, "origin.example", fmt.Sprintf(c.text, mirror.URL))
+		client := newClient(t, fetch.Options{HostsDirs: []string{root}})
+		repository, _, err := client.Origin(parseRef(t, "origin.example/"+repo))
+		switch {
+		case c.host == "" && (!errors.Is(err, fetch.ErrUnavailable) || !strings.Contains(err.Error(), "capability push")):
+			t.Errorf("%s: %s, %v", name, repository.RegistryStr(), err)
+		case c.host != "" && (err != nil || repository.RegistryStr() != c.host):
+			t.Errorf("%s: %s, %v", name, repository.RegistryStr(), err)
+		}
+	}
+}
+
+// TestOriginEscapedPath: what a registry has escaped in its own way, as in the
+// location of an upload, comes back to it as it was.
+func TestOriginEscapedPath(t *testing.T) {
+	const way = "/blobs/uploads/a%2Fb%7Ec"
+	for path, text := range map[string]string{
+		"/v2":      "",
+		"/odd/way": "server = %q\noverride_path = true\n",
+	} {
+		var seen atomic.Value
+		f := newFake(t, httptest.NewServer)
+		f.fault = func(_ int, _ http.ResponseWriter, r *http.Request) bool { seen.Store(r.RequestURI); return true }
+		o := fetch.Options{}
+		if text != "" {
+			o.HostsDirs = []string{hostsFile(t, f.host(), fmt.Sprintf(text, f.URL+path))}
+		}
+		repository, rt, err := newClient(t, o).Origin(f.ref(t, ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, err := http.NewRequest(http.MethodPatch, "https://"+repository.RegistryStr()+"/v2/"+repo+way, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if got := seen.Load(); got != path+"/"+repo+way {
+			t.Errorf("%s: asked for %v", path, got)
+		}
+	}
+}

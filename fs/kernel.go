@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -23,12 +25,25 @@ type KernelMount struct {
 	Serve func(dev *os.File) error
 	// Options are those of the EROFS mount.
 	Options ErofsOptions
+	// Writable, if not nil, covers it.
+	Writable *Writable
 }
 
 // MountKernel mounts k on dir. The FUSE superblock for missing data is attached
 // nowhere and held by the EROFS mount alone: when that goes, Serve returns nil.
 // On error nothing stays mounted.
 func MountKernel(dir string, k KernelMount) error {
+	if err := k.mount(dir); err != nil || k.Writable == nil {
+		return err
+	}
+	err := k.Writable.cover(dir)
+	if err != nil {
+		err = errors.Join(err, Unmount(context.Background(), dir, true))
+	}
+	return err
+}
+
+func (k *KernelMount) mount(dir string) error {
 	served := false
 	for _, d := range k.Devices {
 		served = served || d == ""

@@ -64,11 +64,14 @@ func (q *quick) spin(fd int) (pending bool) {
 func (q *quick) note(came, done time.Time, alone bool) (begin bool) {
 	before := q.last.Swap(done.UnixNano())
 	if alone && done.Sub(came) < soon && came.UnixNano()-before < int64(soon) {
-		if n := q.calm.Load(); n < calmMost {
-			q.calm.Store(n + 1)
-			return n+1 == calmEnough && !q.never && q.on.CompareAndSwap(false, true)
+		// Others count at the same time, and one of two may be lost: whoever finds
+		// enough begins, not only who counts the last one that is needed.
+		n := q.calm.Load()
+		if n < calmMost {
+			n++
+			q.calm.Store(n)
 		}
-		return false
+		return n >= calmEnough && !q.never && !q.on.Load() && q.on.CompareAndSwap(false, true)
 	}
 	q.calm.Store(max(0, q.calm.Load()-calmLost))
 	return false

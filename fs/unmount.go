@@ -2,6 +2,7 @@ package fs
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -24,16 +25,19 @@ const staleWait = 2 * time.Second
 
 // Who resolves a path through a mount, or clones it, uses it for a moment, and for
 // as long as its server takes to be replaced if that has just died: a mount that is
-// busy is tried again for two seconds before anybody is told.
+// busy is tried again for a while before anybody is told.
 const (
-	busyTries = 100
+	busyWait  = 2 * time.Second
 	busyPause = 20 * time.Millisecond
 )
 
-// Unmount removes the topmost mount on dir, FUSE or EROFS. A mount in use gives
-// ErrBusy, unless lazy: then it disappears now and ends with its last user.
-// Users other than root can unmount what they mounted, through fusermount3.
-func Unmount(dir string, lazy bool) error {
+// Unmount removes the topmost mount on dir, FUSE or EROFS. A mount in use is
+// tried again for two seconds, or until ctx ends if that is sooner, and then gives
+// ErrBusy, with the context's error if it was that; one try is made whatever ctx
+// says. With lazy there is nothing to wait for: the mount disappears now and ends
+// with its last user. Users other than root can unmount what they mounted, through
+// fusermount3.
+func Unmount(ctx context.Context, dir string, lazy bool) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return fmt.Errorf("unmount: %w", err)
@@ -42,19 +46,18 @@ func Unmount(dir string, lazy bool) error {
 	if lazy {
 		flags |= unix.MNT_DETACH
 	}
-	for tries := busyTries; ; tries-- {
-		err = unix.Unmount(dir, flags)
+	err = retryBusy(ctx, func() error {
+		err := unix.Unmount(dir, flags)
 		if err == unix.EPERM {
 			err = unmountHelper(dir, lazy)
 		}
-		if !errors.Is(err, unix.EBUSY) || tries == 0 {
-			break
-		}
-		time.Sleep(busyPause)
-	}
+		return err
+	})
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, unix.EBUSY) && ctx.Err() != nil:
+		return fmt.Errorf("unmount %s: %w: %w", dir, ErrBusy, ctx.Err())
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("unmount %s: %w: %q or %q shows by whom; --lazy detaches it all the same",
 			dir, ErrBusy, "fuser -vm "+dir, "lsof +f -- "+dir)
@@ -62,6 +65,22 @@ func Unmount(dir string, lazy bool) error {
 		return fmt.Errorf("unmount %s: %w", dir, ErrNotMounted)
 	}
 	return fmt.Errorf("unmount %s: %w", dir, err)
+}
+
+// retryBusy calls unmount until it answers something else than EBUSY, busyWait is
+// over or ctx ends.
+func retryBusy(ctx context.Context, unmount func() error) error {
+	for end := time.Now().Add(busyWait); ; {
+		err := unmount()
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(busyPause):
+		}
+	}
 }
 
 func unmountHelper(dir string, lazy bool) error {
@@ -89,12 +108,24 @@ func unmountHelper(dir string, lazy bool) error {
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	if err := cmd.Run(); err != nil {
-		if strings.Contains(said.String(), "busy") {
+		if saysBusy(said.String()) {
 			return unix.EBUSY
 		}
 		return fmt.Errorf("%s: %w", helper, helperError(err, &said))
 	}
 	return nil
+}
+
+// saysBusy reports whether the helper's message ends with what the C library calls
+// EBUSY. Before that it names the mount point, which may be called anything.
+func saysBusy(said string) bool {
+	said = strings.TrimSpace(said)
+	cause := said[strings.LastIndex(said, ": ")+1:]
+	switch strings.ToLower(strings.TrimSpace(cause)) {
+	case "device or resource busy", "resource busy": // glibc, musl
+		return true
+	}
+	return false
 }
 
 // IsStale says whether dir is a mount point whose server is dead for good: its
@@ -117,10 +148,14 @@ func IsStale(dir string) bool {
 }
 
 // CleanStale removes dead mounts from dir, and reports whether there was one.
-func CleanStale(dir string) (bool, error) {
+// When ctx ends it stops before the next one.
+func CleanStale(ctx context.Context, dir string) (bool, error) {
 	found := false
 	for IsStale(dir) {
-		if err := Unmount(dir, true); err != nil {
+		if err := ctx.Err(); err != nil {
+			return found, fmt.Errorf("unmount %s: %w", dir, err)
+		}
+		if err := Unmount(ctx, dir, true); err != nil {
 			return found, err
 		}
 		found = true

@@ -48,7 +48,8 @@ func (s *Store) HasBlob(desc ocispec.Descriptor) bool {
 // one, in any process. Of several that fetch the same blob at once, one does
 // and the others wait for it. Bytes with the wrong digest are thrown away and
 // fetched again, once and from the first. A file on this machine is copied,
-// where possible by sharing its blocks.
+// where possible by sharing its blocks; if it is gone by then, from may know
+// where else the bytes are.
 //
 // progress, which may be nil, is called from Fetch's own goroutine with the
 // bytes that are there, also with those that another process fetches; done can
@@ -56,7 +57,8 @@ func (s *Store) HasBlob(desc ocispec.Descriptor) bool {
 // recently, at least as long as this process lives.
 //
 // Errors wrap ErrAlgorithm, ErrCorrupt if no copy has the digest, ErrNotFound
-// if from is nil, or what from or the system returned. If the disk is full the
+// if from is nil, ErrNotImage if a newer version made the store, or what from or
+// the system returned. If the disk is full the
 // error names the directory.
 func (s *Store) Fetch(ctx context.Context, desc ocispec.Descriptor, from fetch.Blob, progress func(done, total int64)) error {
 	if progress == nil {
@@ -72,7 +74,11 @@ func (s *Store) fetch(ctx context.Context, desc ocispec.Descriptor, from fetch.B
 	if err := checkDescriptor(desc); err != nil {
 		return err
 	}
-	if err := s.announce(); err != nil {
+	err := s.version()
+	if err == nil {
+		err = s.announce()
+	}
+	if err != nil {
 		if s.HasBlob(desc) { // in a store that we may only read
 			return nil
 		}
@@ -147,7 +153,7 @@ func (s *Store) partialPath(d digest.Digest) string {
 // openPartial returns the locked partial file of a blob, once nobody else has
 // it; nil if the blob was completed meanwhile.
 func (s *Store) openPartial(ctx context.Context, desc ocispec.Descriptor, progress func(done, total int64)) (*partial, error) {
-	if err := os.MkdirAll(s.partials, 0o755); err != nil {
+	if err := makeDir(s.partials); err != nil {
 		return nil, full(err, s.partials)
 	}
 	path := s.partialPath(desc.Digest)
@@ -218,14 +224,18 @@ func (p *partial) fill(ctx context.Context, from fetch.Blob) error {
 	h := p.desc.Digest.Algorithm().Hash()
 	reject := func(error) {}
 	if local, ok := from.(fetch.Local); ok {
-		if err := p.copy(ctx, local, have); err != nil {
+		copied, err := p.copy(ctx, local, have)
+		have += copied
+		// It was pruned, or is being made. from may have the rest elsewhere, or
+		// says what is wrong.
+		if err != nil && !isNotExist(err) && !errors.Is(err, fetch.ErrShort) {
 			return err
 		}
-		err = p.hash(ctx, h, p.desc.Size)
-	} else {
-		if err := p.hash(ctx, h, have); err != nil {
-			return err
-		}
+	}
+	if err := p.hash(ctx, h, have); err != nil {
+		return err
+	}
+	if have < p.desc.Size {
 		reject, err = p.download(ctx, from, h, have)
 	}
 	if err != nil {
@@ -278,36 +288,37 @@ func (p *partial) download(ctx context.Context, from fetch.Blob, h hash.Hash, ha
 	return st.Reject, nil
 }
 
-// copy appends the bytes from have on of a file on this machine. Between two
-// files io.Copy lets the kernel do it, which shares blocks where it can.
-func (p *partial) copy(ctx context.Context, from fetch.Local, have int64) error {
+// copy appends the bytes from have on of a file on this machine, and returns how
+// many. Between two files io.Copy lets the kernel do it, which shares blocks where
+// it can.
+func (p *partial) copy(ctx context.Context, from fetch.Local, have int64) (copied int64, err error) {
 	path, off := from.File()
 	src, err := os.Open(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { _ = src.Close() }()
 	if _, err := src.Seek(off+have, io.SeekStart); err != nil {
-		return err
+		return 0, err
 	}
 	if _, err := p.f.Seek(have, io.SeekStart); err != nil {
-		return err
+		return 0, err
 	}
-	for have < p.desc.Size {
+	for have+copied < p.desc.Size {
 		if err := ctx.Err(); err != nil {
-			return err
+			return copied, err
 		}
-		n, err := io.Copy(p.f, io.LimitReader(src, min(copyPiece, p.desc.Size-have)))
-		have += n
+		n, err := io.Copy(p.f, io.LimitReader(src, min(copyPiece, p.desc.Size-have-copied)))
+		copied += n
 		switch {
 		case err != nil:
-			return full(err, p.store.partials)
+			return copied, full(err, p.store.partials)
 		case n == 0:
-			return fmt.Errorf("%w: %s ends at %d of %d bytes", fetch.ErrShort, path, have, p.desc.Size)
+			return copied, fmt.Errorf("%w: %s ends at %d of %d bytes", fetch.ErrShort, path, have+copied, p.desc.Size)
 		}
-		p.progress(have, p.desc.Size)
+		p.progress(have+copied, p.desc.Size)
 	}
-	return nil
+	return copied, nil
 }
 
 // install moves the verified blob into the layout. It takes the store's lock:
@@ -331,14 +342,20 @@ func (p *partial) install() error {
 		return err
 	}
 	defer unlock()
+	w, err := p.store.writer()
+	if err != nil {
+		return full(err, p.store.dir)
+	}
 	path := p.store.path(blobPath(p.desc.Digest))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := makeDir(filepath.Dir(path)); err != nil {
 		return full(err, filepath.Dir(path))
 	}
 	if err := os.Rename(p.path, path); err != nil {
 		return full(err, filepath.Dir(path))
 	}
-	return syncDir(filepath.Dir(path))
+	w.dirty[filepath.Dir(path)] = true
+	w.sync()
+	return w.err
 }
 
 // full makes the error of a full disk one that says what to do.
@@ -349,8 +366,7 @@ func full(err error, dir string) error {
 	return err
 }
 
-// announce makes known to Prune, until this process ends or nobody uses s any
-// more, that s fetches blobs which perhaps no entry leads to yet. It waits for
+// announce makes known to Prune, until Close or the end of this process, that s fetches blobs which perhaps no entry leads to yet. It waits for
 // a Prune that is under way.
 func (s *Store) announce() error {
 	s.mu.Lock()

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/image"
 	"github.com/opencontainers/go-digest"
@@ -533,8 +534,13 @@ func TestDigestAlgorithms(t *testing.T) {
 	fetchLayers(t, s, img)
 	_, err = image.Open(t.Context(), ref, image.Options{Store: s, Client: o.Client, Platform: "linux/arm64"})
 	oneLine(t, err, image.ErrAlgorithm, `"blake3"`, "sha256, sha384 and sha512 are known")
-	_, err = image.OpenAll(t.Context(), ref, o)
-	oneLine(t, err, image.ErrAlgorithm, `"blake3"`)
+	l, told := logTo()
+	o.Log = l
+	all, err := image.OpenAll(t.Context(), ref, o)
+	check(t, err)
+	if len(all) != 1 || all[0].Digest != img.Digest || !strings.Contains(told.String(), "blake3") {
+		t.Errorf("all platforms: %d images, log: %s", len(all), told)
+	}
 	o.Client, o.Pull = nil, image.PullNever
 	img, err = image.Open(t.Context(), ref, o)
 	check(t, err)
@@ -548,4 +554,39 @@ func TestDigestAlgorithms(t *testing.T) {
 	if problems, err := s.Check(t.Context(), image.CheckOptions{}); err != nil || len(problems) > 0 {
 		t.Errorf("check: %v, %v", problems, err)
 	}
+}
+
+// A local file that goes, or ends too early, is gone on from at its origin.
+func TestFetchLocalGone(t *testing.T) {
+	server := newBlobServer(t, digest.SHA256, 1<<20)
+	for _, n := range []int{-1, 0, 1000} {
+		s, file := newStore(t), filepath.Join(t.TempDir(), "file")
+		if n >= 0 {
+			check(t, os.WriteFile(file, server.raw[:n], 0o600))
+		}
+		var b fetch.Blob = fetch.OpenFile(file, 0, server.desc.Size, server.desc.Digest)
+		local, ok := b.(fetch.Local)
+		if !ok {
+			t.Fatal("a file is not local")
+		}
+		check(t, s.Fetch(t.Context(), server.desc, fetch.Fallback(local, server.blob(t)), nil))
+		stored(t, s, server.desc, server.raw)
+	}
+}
+
+// A blob that is fetched alone makes a layout, and one of a newer version is left
+// alone.
+func TestFetchLayout(t *testing.T) {
+	server, s := newBlobServer(t, digest.SHA256, 1000), newStore(t)
+	check(t, s.Fetch(t.Context(), server.desc, server.blob(t), nil))
+	_, err := layout.FromPath(s.Dir())
+	check(t, err)
+	problems, err := s.Check(t.Context(), image.CheckOptions{})
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%+v, %v", problems, err)
+	}
+	check(t, write("oci-layout", `{"imageLayoutVersion":"2.0.0"}`)(s.Dir()))
+	check(t, s.Fetch(t.Context(), server.desc, nil, nil))
+	check(t, os.Remove(blobFile(s, server.desc.Digest)))
+	oneLine(t, s.Fetch(t.Context(), server.desc, server.blob(t), nil), image.ErrNotImage, "version \"2.0.0\"")
 }

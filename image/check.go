@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -36,7 +37,8 @@ type CheckOptions struct {
 // Check reads the whole store and returns what is wrong with it, nil if
 // nothing is:
 //
-//   - an oci-layout file or index.json that is missing or cannot be read;
+//   - an oci-layout file or index.json that is missing beside blobs, or cannot be
+//     read;
 //   - blobs whose bytes do not have the digest that is their name, and files
 //     among the blobs that are none;
 //   - entries of index.json whose manifest, config or image index is missing,
@@ -46,11 +48,11 @@ type CheckOptions struct {
 // interrupted downloads, which are verified by whoever goes on from them.
 //
 // With Repair, wrong blobs and entries are removed, an index.json that cannot
-// be read is moved aside to index.json.corrupt and what is usable of its
-// entries kept, and files that are no blobs are removed once they are ten
-// minutes old, as another tool may be writing one. What a version of this
-// package may have written that knows more is left alone. Others may use the
-// store meanwhile.
+// be read is kept as index.json.corrupt and replaced by one of what is usable of
+// its entries, and files that are no blobs are removed once they are ten minutes
+// old, as another tool may be writing one. What could not be looked at, and what
+// a version of this package may have written that knows more, is left alone.
+// Others may use the store meanwhile.
 //
 // The error is that of the context, or says that the store cannot be read; the
 // problems found until then are returned with it.
@@ -69,6 +71,7 @@ type checker struct {
 	o        CheckOptions
 	problems []Problem
 	sizes    map[digest.Digest]int64 // what manifests say of blobs; -1 for nothing
+	version  error                   // why nothing may be changed; else nil
 }
 
 // errLeft is why nothing is done about what may be right after all.
@@ -80,10 +83,13 @@ func (c *checker) run(ctx context.Context) error {
 	} else if err == nil && !st.IsDir() {
 		return fmt.Errorf("%w: not a directory", ErrCorrupt)
 	}
+	c.version = c.store.version()
 	if err := c.layoutFile(); err != nil {
 		return err
 	}
-	c.index()
+	if err := c.index(); err != nil {
+		return err
+	}
 	c.expect(ctx)
 	if err := c.blobs(ctx); err != nil {
 		return err
@@ -96,8 +102,12 @@ func (c *checker) run(ctx context.Context) error {
 func (c *checker) found(object, what string, repair func() error) {
 	p := Problem{Object: object, What: what}
 	if c.o.Repair {
-		p.Err = errLeft
-		if repair != nil {
+		switch {
+		case repair == nil:
+			p.Err = errLeft
+		case c.version != nil:
+			p.Err = c.version
+		default:
 			p.Err = repair()
 		}
 		p.Repaired = p.Err == nil
@@ -112,7 +122,7 @@ func (c *checker) layoutFile() error {
 		if blobs, others, err := c.store.blobFiles(); err != nil || len(blobs)+len(others) == 0 {
 			return err // nothing was stored yet
 		}
-		c.found(ocispec.ImageLayoutFile, "missing", c.rewrite(ocispec.ImageLayoutFile, func() []byte { return []byte(layoutVersion) }))
+		c.found(ocispec.ImageLayoutFile, "missing", c.rewrite(ocispec.ImageLayoutFile, func() ([]byte, error) { return []byte(layoutVersion), nil }))
 		return nil
 	}
 	if err != nil {
@@ -122,33 +132,34 @@ func (c *checker) layoutFile() error {
 	var v ocispec.ImageLayout
 	switch err := json.Unmarshal(raw, &v); {
 	case err != nil || v.Version == "":
-		c.found(ocispec.ImageLayoutFile, "cannot be read: it says no version", c.rewrite(ocispec.ImageLayoutFile, func() []byte { return []byte(layoutVersion) }))
+		c.found(ocispec.ImageLayoutFile, "cannot be read: it says no version", c.rewrite(ocispec.ImageLayoutFile, func() ([]byte, error) { return []byte(layoutVersion), nil }))
 	case !strings.HasPrefix(v.Version, "1."):
 		c.found(ocispec.ImageLayoutFile, fmt.Sprintf("version %.20q, only 1.x is known", v.Version), nil)
 	}
 	return nil
 }
 
-// rewrite returns a repair that moves a file aside, if it is there, and writes
-// it anew.
-func (c *checker) rewrite(name string, content func() []byte) func() error {
+// rewrite returns a repair that writes a file anew, and keeps the damaged one if
+// there is one. No content says that somebody else has repaired it.
+func (c *checker) rewrite(name string, content func() ([]byte, error)) func() error {
 	return func() error {
 		unlock, err := c.store.lock()
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		raw := content()
-		if raw == nil {
-			return nil // somebody else has repaired it
-		}
-		path := c.store.path(name)
-		if err := os.Rename(path, path+".corrupt"); err != nil && !isNotExist(err) {
+		raw, err := content()
+		if raw == nil || err != nil {
 			return err
 		}
-		w, err := c.store.writer()
+		_, err = os.Lstat(c.store.path(name))
+		there := !isNotExist(err)
+		w, err := c.store.writer() // may refuse: until then nothing is changed
 		if err != nil {
 			return err
+		}
+		if there {
+			w.keep(name)
 		}
 		w.file(name, raw)
 		w.sync()
@@ -156,43 +167,54 @@ func (c *checker) rewrite(name string, content func() []byte) func() error {
 	}
 }
 
-// index checks that index.json can be read. An index.json that is missing is an
-// empty one.
-func (c *checker) index() {
+// index checks that index.json can be read, and that it is there if there are
+// blobs that it may be about.
+func (c *checker) index() error {
 	_, err := c.store.readIndex()
-	if err == nil {
-		return
+	what := "missing"
+	switch {
+	case err == nil:
+		if blobs, _, err := c.store.blobFiles(); err != nil || len(blobs) == 0 {
+			return err
+		}
+		// Not before: the first Put makes it before its blobs.
+		if missing, err := c.store.lacksIndex(); err != nil || !missing {
+			return err
+		}
+	case errors.Is(err, ErrCorrupt):
+		what = "cannot be read: " + err.Error()
+	default: // a newer version's, or we may not read it
+		c.found(ocispec.ImageIndexFile, "cannot be read: "+err.Error(), nil)
+		return nil
 	}
-	what := "cannot be read: " + err.Error()
-	if !errors.Is(err, ErrCorrupt) { // a newer version's, or we may not read it
-		c.found(ocispec.ImageIndexFile, what, nil)
-		return
-	}
-	c.found(ocispec.ImageIndexFile, what, c.rewrite(ocispec.ImageIndexFile, c.salvage))
+	c.found(ocispec.ImageIndexFile, what, c.rewrite(ocispec.ImageIndexFile, func() ([]byte, error) {
+		missing, err := c.store.lacksIndex()
+		if err != nil {
+			return nil, err
+		}
+		if _, err := c.store.readIndex(); err == nil && !missing {
+			return nil, nil
+		}
+		return json.Marshal(c.store.salvage())
+	}))
+	return nil
 }
 
-// salvage returns an index.json with the entries that are usable, nil if there
-// is no need to.
-func (c *checker) salvage() []byte {
-	if _, err := c.store.readIndex(); err == nil {
-		return nil
-	}
+// salvage returns what is usable of an index.json that cannot be read.
+func (s *Store) salvage() *ocispec.Index {
 	good := emptyIndex()
 	var x ocispec.Index
-	raw, err := readFile(dirTree{c.store.dir}, ocispec.ImageIndexFile, maxIndexJSON)
-	if err == nil && json.Unmarshal(raw, &x) == nil {
-		good.Annotations = x.Annotations
-		for _, d := range x.Manifests {
-			if err := checkDescriptor(d); err == nil || errors.Is(err, ErrAlgorithm) {
-				good.Manifests = append(good.Manifests, d)
-			}
+	raw, err := readFile(dirTree{s.dir}, ocispec.ImageIndexFile, maxIndexJSON)
+	if err != nil || json.Unmarshal(raw, &x) != nil {
+		return good
+	}
+	good.Annotations = x.Annotations
+	for _, d := range x.Manifests {
+		if err := checkDescriptor(d); err == nil || errors.Is(err, ErrAlgorithm) {
+			good.Manifests = append(good.Manifests, d)
 		}
 	}
-	raw, err = json.Marshal(good)
-	if err != nil {
-		return nil
-	}
-	return raw
+	return good
 }
 
 // expect finds out how long blobs should be, as far as manifests can be read.
@@ -275,10 +297,6 @@ func (c *checker) verify(ctx context.Context, f storedFile, progress func(n int6
 	if err != nil {
 		return "cannot be opened: " + err.Error(), nil, nil //nolint:nilerr // what is wrong with the blob
 	}
-	if want, ok := c.sizes[f.Digest]; ok && st.Size() < want {
-		progress(st.Size())
-		return fmt.Sprintf("truncated: %d bytes of %d", st.Size(), want), st, nil
-	}
 	d := f.Digest.Algorithm().Digester()
 	buf := make([]byte, 1<<20)
 	for {
@@ -295,10 +313,15 @@ func (c *checker) verify(ctx context.Context, f storedFile, progress func(n int6
 			return "cannot be read: " + err.Error(), st, nil
 		}
 	}
-	if got := d.Digest(); got != f.Digest {
-		return "wrong bytes: they have " + got.String(), st, nil
+	got := d.Digest()
+	if got == f.Digest {
+		return "", st, nil
 	}
-	return "", st, nil
+	// Only a reason: any manifest, also a wrong one, may say any size.
+	if want, ok := c.sizes[f.Digest]; ok && st.Size() < want {
+		return fmt.Sprintf("truncated: %d bytes of %d", st.Size(), want), st, nil
+	}
+	return "wrong bytes: they have " + got.String(), st, nil
 }
 
 // removeBlob removes the wrong blob that was read, st, unless the right one has
@@ -338,8 +361,9 @@ func (c *checker) entries(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	isWrong := func(err error) bool { return errors.Is(err, ErrCorrupt) || isNotExist(err) }
 	var repairErr error
-	if c.o.Repair && len(wrong) > 0 {
+	if c.o.Repair && slices.ContainsFunc(slices.Collect(maps.Values(wrong)), isWrong) {
 		repairErr = c.store.update(func(x *ocispec.Index) error {
 			again := c.wrongEntries(ctx, x) // Put may have repaired some
 			if err := ctx.Err(); err != nil {
@@ -347,7 +371,7 @@ func (c *checker) entries(ctx context.Context) error {
 			}
 			var rest []ocispec.Descriptor
 			for i, d := range x.Manifests {
-				if again[i] == "" {
+				if !isWrong(again[i]) {
 					rest = append(rest, d)
 				}
 			}
@@ -358,30 +382,30 @@ func (c *checker) entries(ctx context.Context) error {
 			return nil
 		})
 	}
-	var order []int
-	for i := range wrong {
-		order = append(order, i)
-	}
-	slices.Sort(order)
-	for _, i := range order {
+	for _, i := range slices.Sorted(maps.Keys(wrong)) {
 		name := entryName(x.Manifests[i])
 		if name == "" {
 			name = x.Manifests[i].Digest.String()
 		}
-		c.found(ocispec.ImageIndexFile, fmt.Sprintf("entry %.200q: %s", name, wrong[i]), func() error { return repairErr })
+		repair := func() error { return repairErr }
+		if !isWrong(wrong[i]) { // too many open files, a bad disk: the entry may be right
+			repair = nil
+		}
+		c.found(ocispec.ImageIndexFile, fmt.Sprintf("entry %.200q: %v", name, wrong[i]), repair)
 	}
 	return nil
 }
 
-// wrongEntries says by their place what is wrong with entries.
-func (c *checker) wrongEntries(ctx context.Context, x *ocispec.Index) map[int]string {
-	wrong := make(map[int]string)
+// wrongEntries says by their place what is wrong with entries, or why that is
+// not known.
+func (c *checker) wrongEntries(ctx context.Context, x *ocispec.Index) map[int]error {
+	wrong := make(map[int]error)
 	for i, d := range x.Manifests {
 		if ctx.Err() != nil {
 			break
 		}
 		if err := c.entry(ctx, d); err != nil {
-			wrong[i] = err.Error()
+			wrong[i] = err
 		}
 	}
 	return wrong
@@ -392,12 +416,9 @@ func (c *checker) wrongEntries(ctx context.Context, x *ocispec.Index) map[int]st
 func (c *checker) entry(ctx context.Context, d ocispec.Descriptor) error {
 	src := c.store.source()
 	if index := digest.Digest(d.Annotations[annotationIndex]); index != "" {
-		if err := checkDigest(index); err != nil {
-			return fmt.Errorf("image index: %w", err)
-		}
-		file, err := src.tree.file(blobPath(index))
+		file, err := c.store.indexFile(index)
 		if err != nil {
-			return fmt.Errorf("image index %s is missing", index)
+			return err
 		}
 		if _, err := readVerified(ctx, file.blob(index), maxManifest); err != nil {
 			return fmt.Errorf("image index: %w", err)

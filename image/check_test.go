@@ -97,6 +97,7 @@ func TestCheckRepair(t *testing.T) {
 		{"oci-layout no JSON", write("oci-layout", "x"), []string{"oci-layout: cannot be read"}, true, true},
 		{"oci-layout without version", write("oci-layout", "{}"), []string{"oci-layout: cannot be read"}, true, true},
 		{"index.json no JSON", write("index.json", "x"), []string{"index.json: cannot be read"}, false, false},
+		{"index.json gone", remove("index.json"), []string{"index.json: missing"}, false, false},
 		{"index.json wrong digest", func(dir string) error {
 			b, err := os.ReadFile(filepath.Join(dir, "index.json"))
 			if err != nil {
@@ -197,5 +198,71 @@ func TestCheckForeignEntries(t *testing.T) {
 	check(t, err)
 	if len(problems) != 1 || !strings.Contains(problems[0].What, hex64) {
 		t.Errorf("got %+v", problems)
+	}
+}
+
+// A repair that is refused, or that cannot be known to be right, changes nothing.
+func TestCheckRefuses(t *testing.T) {
+	r := newRegistry(t)
+	index := func(s *image.Store) string { return filepath.Join(s.Dir(), "index.json") }
+
+	// The store of a newer version.
+	_, s := opened(t, r, r.pushImage(t, "newer:1", platformImage(t, host(), true)), "")
+	bad := putBlob(t, s, "", "some bytes")
+	check(t, os.WriteFile(blobFile(s, bad.Digest), []byte("others bytes"), 0o600))
+	check(t, write("oci-layout", `{"imageLayoutVersion":"2.0.0"}`)(s.Dir()))
+	check(t, write("index.json", "{")(s.Dir()))
+	problems, err := s.Check(t.Context(), image.CheckOptions{Repair: true})
+	check(t, err)
+	for _, p := range problems {
+		if p.Repaired || p.Err == nil {
+			t.Errorf("%+v", p)
+		}
+	}
+	if len(problems) != 3 {
+		t.Errorf("%d problems", len(problems))
+	}
+	if b, err := os.ReadFile(index(s)); err != nil || string(b) != "{" {
+		t.Errorf("index.json is %q, %v", b, err)
+	}
+	if !s.HasBlob(ocispec.Descriptor{Digest: bad.Digest, Size: int64(len("others bytes"))}) {
+		t.Error("a blob is gone")
+	}
+	_, err = s.Prune(t.Context(), image.PruneOptions{})
+	oneLine(t, err, image.ErrNotImage, "version \"2.0.0\"")
+
+	// A manifest that cannot be read for a reason that is not the manifest's.
+	img, s := opened(t, r, r.pushImage(t, "loop:1", platformImage(t, host(), true)), "")
+	path := blobFile(s, img.Digest)
+	check(t, os.Rename(path, path+".aside"))
+	check(t, os.Symlink(path, path))
+	problems, err = s.Check(t.Context(), image.CheckOptions{Repair: true})
+	check(t, err)
+	last := problems[len(problems)-1]
+	if last.Object != "index.json" || last.Repaired || last.Err == nil || !strings.Contains(last.What, "symbolic links") {
+		t.Errorf("%+v", problems)
+	}
+	check(t, os.Rename(path+".aside", path))
+	if got := names(t, s); len(got) != 1 {
+		t.Errorf("left: %v", got)
+	}
+}
+
+// What a foreign manifest says of a blob's size makes an intact blob no wrong one.
+func TestCheckForeignSize(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "size:1")
+	layer := images[0].Layers[0].Desc
+	lie := layer
+	lie.Size += 1000
+	x := readIndexJSON(t, s)
+	foreign := putBlob(t, s, ocispec.MediaTypeImageManifest, marshal(t, ocispec.Manifest{
+		Versioned: x.Versioned, Config: images[0].Manifest.Config, Layers: []ocispec.Descriptor{lie, lie},
+	}))
+	x.Manifests = append([]ocispec.Descriptor{foreign}, x.Manifests...)
+	check(t, write("index.json", marshal(t, x))(s.Dir()))
+	problems, err := s.Check(t.Context(), image.CheckOptions{Repair: true})
+	if err != nil || len(problems) > 0 || !s.HasBlob(layer) {
+		t.Errorf("%+v, %v", problems, err)
 	}
 }

@@ -58,11 +58,14 @@
 // Several processes share the store: readers take no lock, as index.json is
 // replaced by rename; writers hold a lock file, write and sync blobs first and
 // index.json last. A crash leaves the old or the new index.json, and at most
-// some temporary files, which the next writer removes. Beside the layout lie:
+// some temporary files, which the next writer removes. The first writer begins
+// with an empty index.json: where it is missing beside blobs, it was lost. Beside
+// the layout lie:
 //
 //	locks/images.lock     held by who changes the layout
-//	locks/fetching.lock   shared by the processes that have fetched blobs;
-//	                      while there are any, Prune spares young blobs
+//	locks/fetching.lock   shared by the processes that have fetched blobs, until
+//	                      [Store.Close]; while there are any, Prune spares
+//	                      young blobs
 //	partial/ALG-HEX       the beginning of a blob; locked while it is fetched,
 //	                      gone on from if it is not
 //
@@ -71,8 +74,9 @@
 //
 // Removing a name and freeing what it took are two steps: [Store.Remove] changes
 // index.json only, [Store.Prune] removes blobs that nothing leads to, and
-// neither guesses: a manifest that cannot be read stops Prune, until
-// [Store.Check] has removed the entry that leads to it.
+// neither guesses: a manifest that cannot be read, or an index.json that is
+// missing, stops Prune, until [Store.Check] has removed the entry that leads to
+// it, or begun anew. A layout of another version than 1.x is not changed at all.
 //
 // # Digests
 //

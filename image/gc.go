@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,6 +42,10 @@ type PruneOptions struct {
 	// Keep spares the blobs it returns true for, such as those of mounted
 	// images. May be nil. It is called with the store locked.
 	Keep func(digest.Digest) bool
+
+	// Without takes the entries it returns true for as removed, to find out by
+	// DryRun what would be unused then. May be nil.
+	Without func(Entry) bool
 }
 
 // Unused returns the blobs that no stored image needs, sorted by digest, and
@@ -52,9 +57,10 @@ type PruneOptions struct {
 // package cannot know to be blobs: of unknown names or digest algorithms.
 //
 // A document whose bytes are wrong, and an entry whose manifest is missing, may
-// need any blob. Then Unused fails: with ErrCorrupt, naming the document.
+// need any blob, and so may an index.json that is missing beside blobs. Then Unused
+// fails: with ErrCorrupt, naming the document.
 func (s *Store) Unused(ctx context.Context) ([]BlobInfo, error) {
-	unused, err := s.unused(ctx)
+	unused, err := s.unused(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("look for unused blobs in %s: %w", s.dir, err)
 	}
@@ -72,14 +78,16 @@ func (s *Store) Unused(ctx context.Context) ([]BlobInfo, error) {
 //   - what an entry leads to: entries cannot be made while Prune looks;
 //   - a blob that is being fetched;
 //   - for ten minutes, a blob that was fetched, or that Fetch found to be
-//     there, as long as any process that has called Fetch lives. So a blob may
-//     be fetched before the entry that needs it is Put. If no such process
-//     lives, nobody can be about to Put: what it left is removed at once.
+//     there, as long as any process that has called Fetch lives and has not
+//     called Close. So a blob may be fetched before the entry that needs it is
+//     Put. If no such process lives, nobody can be about to Put: what it left is
+//     removed at once.
 //
 // A mount of an image that was removed reads its blobs in place until it ends:
-// o.Keep must know them. Tools other than this package, which take no lock,
-// must not write to the layout beside Prune. If a file cannot be removed the others are, and the
-// error says so. The other errors are those of Unused.
+// o.Keep must know them. Tools other than this package, which take no lock, must
+// not write to the layout beside Prune. If a file cannot be removed the others
+// are, and the error says so. The other errors are those of Unused, and ErrNotImage
+// for a store of a newer version.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]BlobInfo, error) {
 	infos, err := s.prune(ctx, o)
 	if err != nil {
@@ -91,6 +99,9 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]BlobInfo, error) {
 func (s *Store) prune(ctx context.Context, o PruneOptions) ([]BlobInfo, error) {
 	if !s.made() {
 		return nil, nil
+	}
+	if err := s.version(); err != nil {
+		return nil, err
 	}
 	if !o.DryRun {
 		unlock, err := s.lock()
@@ -107,7 +118,11 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) ([]BlobInfo, error) {
 	if !idle {
 		o.OlderThan = max(o.OlderThan, grace)
 	}
-	unused, err := s.unused(ctx)
+	var without func(Entry) bool
+	if o.DryRun {
+		without = o.Without
+	}
+	unused, err := s.unused(ctx, without)
 	if err != nil {
 		return nil, err
 	}
@@ -200,19 +215,30 @@ func (f storedFile) claim() (open *os.File, free bool, err error) {
 	return open, true, nil
 }
 
-// unused finds the files that hold blobs that no entry leads to.
-func (s *Store) unused(ctx context.Context) ([]storedFile, error) {
+// unused finds the files that hold blobs that no entry leads to, but for those
+// that without, if it is not nil, returns true for.
+func (s *Store) unused(ctx context.Context, without func(Entry) bool) ([]storedFile, error) {
+	blobs, _, err := s.blobFiles()
+	if err != nil {
+		return nil, err
+	}
+	missing, err := s.lacksIndex() // not before: the first Put makes it before its blobs
+	if err != nil {
+		return nil, err
+	}
+	if missing && len(blobs) > 0 {
+		return nil, fmt.Errorf("%w: index.json is missing, and with it the list of the images that need the blobs; 'lamina check --repair' begins a new one", ErrCorrupt)
+	}
 	x, err := s.readIndex()
 	if err != nil {
 		return nil, damaged(err)
 	}
+	if without != nil {
+		x.Manifests = slices.DeleteFunc(x.Manifests, func(d ocispec.Descriptor) bool { return storedName(d) != "" && without(entryOf(d)) })
+	}
 	r := newReach(s)
 	if err := r.entries(ctx, x); err != nil {
 		return nil, damaged(err)
-	}
-	blobs, _, err := s.blobFiles()
-	if err != nil {
-		return nil, err
 	}
 	partials, err := s.partialFiles()
 	if err != nil {
@@ -402,6 +428,9 @@ func (r *reach) follow(ctx context.Context, d ocispec.Descriptor, must bool) err
 		r.read[d.Digest] = true
 		return nil // not JSON, or JSON that no tool would read
 	}
+	if file.size > maxManifest && !must {
+		return r.leaf(ctx, d.Digest, file)
+	}
 	raw, err := file.read(maxManifest)
 	if err != nil {
 		return fmt.Errorf("manifest %s: %w", d.Digest, err)
@@ -411,7 +440,9 @@ func (r *reach) follow(ctx context.Context, d ocispec.Descriptor, must bool) err
 	}
 	var l links
 	if err := json.Unmarshal(raw, &l); err != nil {
-		if !known {
+		// Somebody's index may call anything a manifest. What is intact and no
+		// JSON leads nowhere.
+		if !known || !must {
 			r.read[d.Digest] = true
 			return nil
 		}
@@ -419,6 +450,27 @@ func (r *reach) follow(ctx context.Context, d ocispec.Descriptor, must bool) err
 	}
 	r.read[d.Digest] = true
 	return r.follows(ctx, &l)
+}
+
+// leaf notes that a file too large for a manifest is, being intact, none.
+func (r *reach) leaf(ctx context.Context, d digest.Digest, file section) error {
+	if checkDigest(d) != nil {
+		return nil
+	}
+	f, err := os.Open(file.path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	v := d.Verifier()
+	if _, err := io.Copy(v, contextReader{ctx, f}); err != nil {
+		return err
+	}
+	if !v.Verified() {
+		return fmt.Errorf("%w: manifest: the bytes of %s have another digest", ErrCorrupt, d)
+	}
+	r.read[d] = true
+	return nil
 }
 
 // follows notes what a document leads to.

@@ -359,3 +359,69 @@ func TestPruneTogether(t *testing.T) {
 		t.Errorf("%d blobs of %d images are left: %s", len(files), workers, strings.Join(files, " "))
 	}
 }
+
+// Without index.json nobody knows what is needed: nothing is removed.
+func TestPruneMissingIndex(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "missing:1")
+	check(t, os.Remove(filepath.Join(s.Dir(), "index.json")))
+	_, err := s.Unused(t.Context())
+	oneLine(t, err, image.ErrCorrupt, "index.json is missing", "lamina check --repair")
+	_, err = s.Prune(t.Context(), image.PruneOptions{})
+	oneLine(t, err, image.ErrCorrupt, "lamina check --repair")
+	removed, err := s.RemoveEntries(func(image.Entry) bool { return true })
+	if err != nil || len(removed) > 0 {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	_, err = s.Prune(t.Context(), image.PruneOptions{})
+	oneLine(t, err, image.ErrCorrupt, "lamina check --repair")
+	problems, err := s.Check(t.Context(), image.CheckOptions{Repair: true})
+	if err != nil || len(problems) != 1 || problems[0].What != "missing" || !problems[0].Repaired {
+		t.Errorf("%+v, %v", problems, err)
+	}
+	got, err := s.Prune(t.Context(), image.PruneOptions{})
+	sameBlobs(t, "after the repair", got, err, blobsOf(images...)...)
+}
+
+// What a foreign index calls a manifest, and is a layer, leads nowhere.
+func TestUnusedForeignManifest(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "foreign:1")
+	layer := images[0].Layers[0].Desc
+	large := putBlob(t, s, "", strings.Repeat("x", 9<<20))
+	layer.MediaType, large.MediaType = ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageManifest
+	layer.Platform, large.Platform = &ocispec.Platform{OS: "plan9", Architecture: "mips"}, &ocispec.Platform{OS: "plan9", Architecture: "arm"}
+	addEntry(t, s, putBlob(t, s, ocispec.MediaTypeImageIndex, marshal(t, ocispec.Index{
+		Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{layer, large},
+	})))
+	got, err := s.Unused(t.Context())
+	sameBlobs(t, "unused", got, err)
+	check(t, os.WriteFile(blobFile(s, large.Digest), []byte(strings.Repeat("y", 9<<20)), 0o600))
+	_, err = s.Unused(t.Context())
+	oneLine(t, err, image.ErrCorrupt, large.Digest.String())
+}
+
+// Without says what a removal would leave, in a dry run only.
+func TestPruneWithout(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "without:1", "without:2")
+	o := image.PruneOptions{DryRun: true, Without: func(e image.Entry) bool { return e.Digest == images[0].Digest }}
+	got, err := s.Prune(t.Context(), o)
+	sameBlobs(t, "dry run", got, err, blobsOf(images[0])...)
+	o.DryRun = false
+	got, err = s.Prune(t.Context(), o)
+	sameBlobs(t, "pruned", got, err)
+}
+
+// A store that was closed holds Prune back no longer.
+func TestClose(t *testing.T) {
+	server, s := newBlobServer(t, digest.SHA256, 1000), newStore(t)
+	check(t, s.Close())
+	check(t, s.Fetch(t.Context(), server.desc, server.blob(t), nil))
+	got, err := s.Prune(t.Context(), image.PruneOptions{})
+	sameBlobs(t, "fetched now", got, err)
+	check(t, s.Close())
+	check(t, s.Close())
+	got, err = s.Prune(t.Context(), image.PruneOptions{})
+	sameBlobs(t, "closed", got, err, server.desc.Digest)
+}

@@ -113,22 +113,25 @@ type Options struct {
 
 	// OnManifest, if set, is called once as soon as the manifest is known, by
 	// Open's own goroutine and before the config is fetched: a caller that
-	// starts to fetch layers in goroutines of its own saves a round trip. The
-	// layers have no DiffID yet and must not be changed; m and the layers stay
-	// valid. Open may still fail afterwards.
-	OnManifest func(m *ocispec.Manifest, layers []Layer)
+	// starts to fetch layers in goroutines of its own saves a round trip. It gets
+	// an image of its own, which stays as it is: of one that is fetched the config
+	// is not known, nor the DiffID of its layers. Open may still fail afterwards.
+	OnManifest func(img *Image)
 
 	// Log is told what did not stop Open: a stored image that was damaged, an
 	// image that could not be stored. Nil is silence.
 	Log *slog.Logger
 }
 
-// manifestKnown calls OnManifest. The callee gets its own copy of the layers,
-// as Open goes on to fill in the diff IDs.
+// manifestKnown calls OnManifest with a copy, as Open goes on to fill in the diff
+// IDs.
 func (o *Options) manifestKnown(img *Image) {
-	if o.OnManifest != nil {
-		o.OnManifest(&img.Manifest, append([]Layer(nil), img.Layers...))
+	if o.OnManifest == nil {
+		return
 	}
+	known := *img
+	known.Layers = append([]Layer(nil), img.Layers...)
+	o.OnManifest(&known)
 }
 
 // warn logs what does not stop Open.

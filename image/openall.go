@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Bounds on what OpenAll reads: images for that many platforms do not occur,
-// and registries are not asked for more at once.
+// Bounds on what OpenAll reads: images for that many platforms do not occur, and
+// one call of it does not ask a registry for more at once, however deep indexes
+// are nested.
 const (
 	maxPlatforms = 512
 	parallel     = 4
@@ -23,7 +24,8 @@ const (
 // OpenAll finds the image that name stands for in all its platforms, in the
 // order of the image index. Each Image is what Open would return for its
 // platform, and is stored under the same name. What an index has besides
-// images, such as attestations, is left out. An image that is no index gives
+// images, such as attestations, is left out, and so are images that cannot be
+// verified because of the algorithm of their digests. An image that is no index gives
 // one, and so does a docker archive, where it is what Open would return.
 //
 // o.Platform does not count. o.Pull means for every platform what it means to
@@ -61,7 +63,7 @@ func openAll(ctx context.Context, n Name, o Options) ([]*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := collector{src: src, o: o}
+	c := newCollector(src, o)
 	found, err := c.children(ctx, roots, nil)
 	if err != nil {
 		return nil, err
@@ -85,10 +87,13 @@ func openAllRegistry(ctx context.Context, n Name, o Options) ([]*Image, error) {
 	case origin != nil:
 		src.repo = origin // the name may be one given by Tag
 	}
-	c := collector{src: src, o: o}
+	c := newCollector(src, o)
 	if !ask {
 		c.src = storedSource{src, o.Client != nil}
 	}
+	// To Put one of several entries that no image index holds together, written by
+	// another tool, would take the name from the others.
+	entered := len(stored) > 1
 	var found []*resolved
 	if len(stored) > 0 {
 		found, err = c.children(ctx, stored, nil)
@@ -107,7 +112,9 @@ func openAllRegistry(ctx context.Context, n Name, o Options) ([]*Image, error) {
 	}
 	for _, img := range images {
 		img.Origin = src.repo
-		o.put(img)
+		if !entered {
+			o.put(img)
+		}
 	}
 	return images, nil
 }
@@ -137,12 +144,9 @@ func (o *Options) storedRoots(n Name) (roots []ocispec.Descriptor, origin refere
 	if index == "" {
 		return entries, origin, nil
 	}
-	if err := checkDigest(index); err != nil {
-		return nil, nil, fmt.Errorf("index.json: %w", err)
-	}
-	file, err := o.Store.source().tree.file(blobPath(index))
+	file, err := o.Store.indexFile(index)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%w: the image index %s is not stored", ErrCorrupt, index)
+		return nil, nil, err
 	}
 	return []ocispec.Descriptor{{Digest: index, Size: file.size}}, origin, nil
 }
@@ -151,7 +155,23 @@ func (o *Options) storedRoots(n Name) (roots []ocispec.Descriptor, origin refere
 type collector struct {
 	src    source
 	o      Options
-	loaded atomic.Int32 // documents read so far
+	loaded atomic.Int32  // documents read so far
+	turns  chan struct{} // has one for each read that is under way
+}
+
+func newCollector(src source, o Options) *collector {
+	return &collector{src: src, o: o, turns: make(chan struct{}, parallel)}
+}
+
+// read reads a document when it is its turn.
+func (c *collector) read(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	select {
+	case c.turns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { <-c.turns }()
+	return readDocument(ctx, c.src, d)
 }
 
 // visit returns the manifests that a document is or leads to. above are the
@@ -182,13 +202,12 @@ func (c *collector) children(ctx context.Context, descs []ocispec.Descriptor, ab
 			if c.loaded.Add(1) > maxPlatforms {
 				return fmt.Errorf("%w: more than %d manifests to look at", ErrCorrupt, maxPlatforms)
 			}
-			raw, err := readDocument(ctx, c.src, d)
-			if err != nil {
-				return err
+			raw, err := c.read(ctx, d)
+			if err == nil {
+				found[i], err = c.visit(ctx, rawDocument{d, raw}, above)
 			}
-			found[i], err = c.visit(ctx, rawDocument{d, raw}, above)
-			if len(descs) > 1 && errors.Is(err, ErrNotImage) {
-				c.o.warn("left out what is no image", "manifest", d.Digest.String(), "error", err)
+			if len(descs) > 1 && (errors.Is(err, ErrNotImage) || errors.Is(err, ErrAlgorithm)) {
+				c.o.warn("left out what is no image, or cannot be verified", "manifest", d.Digest.String(), "error", err)
 				return nil
 			}
 			return err

@@ -3,14 +3,16 @@ package image_test
 import (
 	"net/http"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/laminafs/lamina/fetch"
 	"github.com/laminafs/lamina/image"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // sameAll checks images, in their order.
@@ -56,7 +58,7 @@ func TestOpenAll(t *testing.T) {
 	oneLine(t, err, image.ErrNotFound, "not stored")
 	r.took()
 	manifests := 0
-	o.OnManifest = func(*ocispec.Manifest, []image.Layer) { manifests++ }
+	o.OnManifest = func(*image.Image) { manifests++ }
 	got, err := image.OpenAll(t.Context(), ref, o)
 	check(t, err)
 	if asked := r.took(); len(asked) != 8 || manifests != 5 {
@@ -163,4 +165,49 @@ func TestOpenAllRefuses(t *testing.T) {
 	r.setTamper(nil)
 	_, err = image.OpenAll(t.Context(), r.pushIndex(t, "deep:1", deep), image.Options{Client: newClient(t)})
 	oneLine(t, err, image.ErrCorrupt, "nested")
+}
+
+// Platforms that only their name holds together keep it.
+func TestOpenAllEntries(t *testing.T) {
+	r := newRegistry(t)
+	ref, s, images := twoPlatforms(t, r, "entries:1")
+	x := readIndexJSON(t, s)
+	for i := range x.Manifests {
+		delete(x.Manifests[i].Annotations, "io.github.laminafs.image.index")
+	}
+	check(t, write("index.json", marshal(t, x))(s.Dir()))
+	want := names(t, s)
+	got, err := image.OpenAll(t.Context(), ref, image.Options{Client: newClient(t), Store: s})
+	check(t, err)
+	sameAll(t, got, images["linux/amd64"], images["linux/arm64"])
+	if got := names(t, s); len(want) != 2 || !slices.Equal(got, want) {
+		t.Errorf("stored: %v, want %v", got, want)
+	}
+}
+
+// A registry is asked for as many manifests at once however deep they are.
+func TestOpenAllParallel(t *testing.T) {
+	const parallel = 4
+	r := newRegistry(t)
+	outer := v1.ImageIndex(empty.Index)
+	for range 4 {
+		inner, _ := platformIndex(t, true, "linux/amd64", "linux/arm64", "linux/s390x", "linux/riscv64")
+		outer = mutate.AppendManifests(outer, mutate.IndexAddendum{Add: inner})
+	}
+	ref := r.pushIndex(t, "parallel:1", outer)
+	var now, most atomic.Int32
+	r.setTamper(func(_ http.ResponseWriter, req *http.Request) bool {
+		if strings.Contains(req.URL.Path, "/manifests/sha256:") {
+			n := now.Add(1)
+			for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+			}
+			time.Sleep(20 * time.Millisecond)
+			now.Add(-1)
+		}
+		return false
+	})
+	got, err := image.OpenAll(t.Context(), ref, image.Options{Client: newClient(t)})
+	if err != nil || len(got) != 16 || most.Load() > parallel {
+		t.Errorf("%d images, %d requests at once, %v", len(got), most.Load(), err)
+	}
 }

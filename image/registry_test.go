@@ -157,7 +157,11 @@ func TestOpenOnManifest(t *testing.T) {
 		calls := 0
 		img, err := image.Open(t.Context(), ref, image.Options{
 			Client: newClient(t), Store: store,
-			OnManifest: func(m *ocispec.Manifest, layers []image.Layer) {
+			OnManifest: func(known *image.Image) {
+				m, layers := known.Manifest, known.Layers
+				if known.Digest == "" || known.Origin == nil {
+					t.Errorf("manifest %s of %v", known.Digest, known.Origin)
+				}
 				calls++
 				for _, request := range r.took() {
 					if strings.Contains(request, "/blobs/") {

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -112,6 +111,41 @@ func (s *Store) Remove(name string) ([]Entry, error) {
 	sortEntries(removed)
 	return removed, nil
 }
+
+// RemoveEntries removes the stored images that remove returns true for, as Remove
+// does, and returns them: none is no error. remove is called with the store locked.
+// Errors wrap ErrCorrupt if index.json is damaged, or come from the system.
+func (s *Store) RemoveEntries(remove func(Entry) bool) ([]Entry, error) {
+	var removed []Entry
+	err := s.update(func(x *ocispec.Index) error {
+		x.Manifests = slices.DeleteFunc(x.Manifests, func(d ocispec.Descriptor) bool {
+			e := entryOf(d)
+			if e.Name == "" || isAttachment(d) || !remove(e) {
+				return false
+			}
+			removed = append(removed, e)
+			return true
+		})
+		if len(removed) == 0 {
+			return errUnchanged
+		}
+		for _, e := range removed {
+			nameOnce(x.Manifests, e.Name)
+		}
+		return nil
+	})
+	if errors.Is(err, errUnchanged) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("remove images: %w", err)
+	}
+	sortEntries(removed)
+	return removed, nil
+}
+
+// errUnchanged ends an update that has nothing to write.
+var errUnchanged = errors.New("nothing to change")
 
 // A match is an entry of index.json that a user's name stands for.
 type match struct {
@@ -228,15 +262,11 @@ func (s *Store) update(edit func(x *ocispec.Index) error) error {
 	if x.Manifests == nil {
 		x.Manifests = []ocispec.Descriptor{} // null is no list to other tools
 	}
-	raw, err := json.Marshal(x)
-	if err != nil {
-		return err
-	}
 	w, err := s.writer()
 	if err != nil {
 		return err
 	}
-	return w.commit(raw)
+	return w.commit(x)
 }
 
 // damaged adds what to do about damage to the store itself.

@@ -279,3 +279,51 @@ func FuzzIndexJSON(f *testing.F) {
 		}
 	})
 }
+
+// Find returns what Remove would, and removes nothing.
+func TestFind(t *testing.T) {
+	r := newRegistry(t)
+	ref, s, _ := twoPlatforms(t, r, "find:1")
+	arm, err := s.Lookup(t.Context(), ref, "linux/arm64", nil)
+	check(t, err)
+	for name, n := range map[string]int{ref: 2, r.host + "/find@" + arm.Index.String(): 2, arm.Digest.Encoded()[:12]: 1} {
+		found, err := s.Find(name)
+		check(t, err)
+		if len(found) != n || found[n-1].Digest != arm.Digest || found[n-1].Index != arm.Index || found[0].Name != ref {
+			t.Errorf("%s: found %+v", name, found)
+		}
+	}
+	if got := names(t, s); len(got) != 2 {
+		t.Errorf("left: %v", got)
+	}
+	_, err = s.Find("none:1")
+	oneLine(t, err, image.ErrNotFound, "find image none:1: ", "lamina images")
+	_, err = s.Find("oci:x")
+	oneLine(t, err, image.ErrName)
+	check(t, write("index.json", "{")(s.Dir()))
+	_, err = s.Find(ref)
+	oneLine(t, err, image.ErrCorrupt)
+}
+
+// RemoveEntries removes one platform of a name, and leaves its others.
+func TestRemoveEntries(t *testing.T) {
+	r := newRegistry(t)
+	ref, s, images := twoPlatforms(t, r, "entries:1")
+	arm, err := s.Lookup(t.Context(), ref, "linux/arm64", nil)
+	check(t, err)
+	removed, err := s.RemoveEntries(func(e image.Entry) bool { return e.Name == ref && e.Digest == arm.Digest })
+	if err != nil || len(removed) != 1 || removed[0].Digest != arm.Digest {
+		t.Errorf("removed %+v, %v", removed, err)
+	}
+	uniqueNames(t, s)
+	got, err := s.Lookup(t.Context(), ref, "linux/amd64", newClient(t))
+	check(t, err)
+	same(t, got, images["linux/amd64"])
+	removed, err = s.RemoveEntries(func(image.Entry) bool { return false })
+	if err != nil || len(removed) > 0 {
+		t.Errorf("removed %+v, %v", removed, err)
+	}
+	check(t, write("index.json", "{")(s.Dir()))
+	_, err = s.RemoveEntries(func(image.Entry) bool { return true })
+	oneLine(t, err, image.ErrCorrupt, "lamina check")
+}

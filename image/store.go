@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -42,7 +41,7 @@ type Entry struct {
 // OpenStore returns the store in the directory dir, usually <root>/images; its
 // lock files are in <root>/locks and unfinished downloads in <root>/partial,
 // beside it. Nothing is read or made yet: a store that does not exist is empty,
-// and the first Put or Fetch makes it.
+// and the first Put or Fetch makes it. Whoever calls Fetch should Close the store.
 func OpenStore(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -53,6 +52,23 @@ func OpenStore(dir string) (*Store, error) {
 	}
 	root := filepath.Dir(dir)
 	return &Store{dir: dir, locks: filepath.Join(root, "locks"), partials: filepath.Join(root, "partial")}, nil
+}
+
+// Close gives up what the store holds open. From then on Prune, in any process,
+// spares nothing for what s has fetched and not Put. A Fetch after it, or beside
+// it, holds again. It is no error to Close a store twice.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fetching == nil {
+		return nil
+	}
+	err := s.fetching.Close()
+	s.fetching = nil
+	if err != nil {
+		return fmt.Errorf("close image store %s: %w", s.dir, err)
+	}
+	return nil
 }
 
 // Dir returns the directory of the layout.
@@ -212,6 +228,63 @@ func (s *Store) lookup(ctx context.Context, n Name, want target, c *fetch.Client
 	return img, nil
 }
 
+// Load returns the image of an entry that List returned, by the manifest's digest
+// alone: it is the one also where others have its name and platform. Manifest and
+// config are verified, and the image index if there is one. Layers that are not
+// stored have no Blob.
+//
+// Errors wrap ErrCorrupt, also when something is missing, ErrPlatform if the entry
+// is an image index of another tool that has nothing for this host, ErrNotImage, or
+// come from the system.
+func (s *Store) Load(ctx context.Context, e Entry) (*Image, error) {
+	img, err := s.load(ctx, e)
+	if err != nil {
+		return nil, fmt.Errorf("load %s: %w", e.Name, err)
+	}
+	return img, nil
+}
+
+func (s *Store) load(ctx context.Context, e Entry) (*Image, error) {
+	if e.Index != "" {
+		file, err := s.indexFile(e.Index)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := readVerified(ctx, file.blob(e.Index), maxManifest); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkDigest(e.Digest); err != nil {
+		return nil, err
+	}
+	src := s.source()
+	src.remote = func(ocispec.Descriptor) fetch.Blob { return nil }
+	file, err := src.tree.file(blobPath(e.Digest))
+	if isNotExist(err) {
+		err = fmt.Errorf("%w: the manifest %s is not stored", ErrCorrupt, e.Digest)
+	}
+	if err != nil {
+		return nil, err
+	}
+	want, err := parseTarget("")
+	if err != nil {
+		return nil, err
+	}
+	found, err := resolveAny(ctx, src, want, []ocispec.Descriptor{{Digest: e.Digest, Size: file.size}})
+	if err != nil {
+		return nil, err
+	}
+	img, err := newImage(src, found)
+	if err != nil {
+		return nil, err
+	}
+	img.Name, img.Index = e.Name, e.Index
+	if origin, err := reference.ParseNormalizedNamed(e.Origin); err == nil {
+		img.Origin = origin
+	}
+	return img, img.loadConfig(ctx, src, want)
+}
+
 // named returns the entries for a reference: of that name, or, for a digest,
 // of the repository and with that digest.
 func named(entries []ocispec.Descriptor, n Name) []ocispec.Descriptor {
@@ -237,6 +310,18 @@ func named(entries []ocispec.Descriptor, n Name) []ocispec.Descriptor {
 		}
 	}
 	return found
+}
+
+// indexFile finds the image index that an entry of index.json is annotated with.
+func (s *Store) indexFile(d digest.Digest) (section, error) {
+	if err := checkDigest(d); err != nil {
+		return section{}, fmt.Errorf("index.json: %w", err)
+	}
+	file, err := dirTree{s.dir}.file(blobPath(d))
+	if isNotExist(err) {
+		err = fmt.Errorf("%w: the image index %s is not stored", ErrCorrupt, d)
+	}
+	return file, err
 }
 
 // choose reads the manifest of the entry for the target. Where the name stands
@@ -266,12 +351,9 @@ func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor
 		}
 		return found, err
 	}
-	if err := checkDigest(root); err != nil {
-		return nil, fmt.Errorf("index.json: %w", err)
-	}
-	file, err := src.tree.file(blobPath(root))
+	file, err := s.indexFile(root)
 	if err != nil {
-		return nil, fmt.Errorf("%w: the image index %s is not stored", ErrCorrupt, root)
+		return nil, err
 	}
 	raw, err := readVerified(ctx, file.blob(root), maxManifest)
 	if err != nil {
@@ -305,9 +387,10 @@ func (s *Store) choose(ctx context.Context, n Name, entries []ocispec.Descriptor
 // takes the name away from what had it before, except from other platforms of
 // the same image index. Layers are not stored. When Put returns nil the image
 // is on disk; a crash earlier leaves the old index.json or the new one. Putting
-// again what is stored already writes nothing. An index.json that is damaged is
-// moved aside; a store of a newer version is not touched, and gives ErrNotImage.
-// The other errors come from the system.
+// again what is stored already writes nothing. Of an index.json that is damaged
+// what is usable is taken over, and it is kept as index.json.corrupt; a store of a
+// newer version is not touched, and gives ErrNotImage. The other errors come from
+// the system.
 func (s *Store) Put(img *Image) error {
 	if err := s.put(img); err != nil {
 		return fmt.Errorf("store image %s: %w", img.Name, err)
@@ -341,25 +424,18 @@ func (s *Store) put(img *Image) (err error) {
 		return w.err
 	}
 	x, err := s.readIndex()
-	if errors.Is(err, ErrCorrupt) {
-		// Nothing in it can be used. It is kept for the curious, once.
-		aside := filepath.Join(s.dir, ocispec.ImageIndexFile+".corrupt")
-		if err := os.Rename(filepath.Join(s.dir, ocispec.ImageIndexFile), aside); err != nil {
-			return err
-		}
-		x, err = emptyIndex(), nil
+	damaged := errors.Is(err, ErrCorrupt)
+	if damaged {
+		w.keep(ocispec.ImageIndexFile)
+		x, err = s.salvage(), nil
 	}
 	if err != nil {
 		return err
 	}
-	if !enter(x, img.entry(n)) {
-		return nil
+	if !enter(x, img.entry(n)) && !damaged {
+		return w.err
 	}
-	raw, err := json.Marshal(x)
-	if err != nil {
-		return err
-	}
-	return w.commit(raw)
+	return w.commit(x)
 }
 
 // MediaType is that of the image's manifest.

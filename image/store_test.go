@@ -415,3 +415,57 @@ func BenchmarkStorePut(b *testing.B) {
 		check(b, s.Put(&other))
 	}
 }
+
+// What is usable of a damaged index.json stays when an image is put, also one
+// that is in it.
+func TestPutSalvages(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "salvage:1", "salvage:2")
+	for _, img := range images {
+		bad := readIndexJSON(t, s).Manifests[0]
+		bad.Digest = "sha256:../../x"
+		addEntry(t, s, bad)
+		_, err := s.List()
+		oneLine(t, err, image.ErrCorrupt)
+		check(t, s.Put(img))
+		if got := names(t, s); len(got) != 2 {
+			t.Errorf("left: %v", got)
+		}
+		if b, err := os.ReadFile(filepath.Join(s.Dir(), "index.json.corrupt")); err != nil || !strings.Contains(string(b), "../../x") {
+			t.Errorf("kept: %s, %v", b, err)
+		}
+		got, err := s.Unused(t.Context())
+		sameBlobs(t, "unused", got, err)
+	}
+}
+
+// Load goes by the digest, also where name and platform are those of others, and
+// says what is damaged.
+func TestLoad(t *testing.T) {
+	r := newRegistry(t)
+	s, images := pulled(t, r, "load:1", "load:2")
+	x := readIndexJSON(t, s)
+	for i := range x.Manifests {
+		x.Manifests[i].Annotations = map[string]string{"io.containerd.image.name": "host/one:1"}
+	}
+	check(t, write("index.json", marshal(t, x))(s.Dir()))
+	entries, err := s.List()
+	check(t, err)
+	for i, e := range entries {
+		img, err := s.Load(t.Context(), e)
+		check(t, err)
+		if img.Name != "host/one:1" || img.Digest != e.Digest || !slices.ContainsFunc(images, func(o *image.Image) bool { return o.Digest == img.Digest }) {
+			t.Errorf("entry %d: %s %s, want %s", i, img.Name, img.Digest, e.Digest)
+		}
+	}
+	e := entries[0]
+	e.Index = "sha256:" + hex64
+	_, err = s.Load(t.Context(), e)
+	oneLine(t, err, image.ErrCorrupt, "load host/one:1: ", hex64)
+	check(t, os.Remove(blobFile(s, entries[0].Digest)))
+	_, err = s.Load(t.Context(), entries[0])
+	oneLine(t, err, image.ErrCorrupt, "not stored")
+	entries[0].Digest = "sha256:../x"
+	_, err = s.Load(t.Context(), entries[0])
+	oneLine(t, err, image.ErrCorrupt)
+}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -31,7 +32,7 @@ func (s *Store) path(name string) string { return filepath.Join(s.dir, filepath.
 
 // lockFile opens a lock file, not yet locked.
 func (s *Store) lockFile(name string) (*os.File, error) {
-	if err := os.MkdirAll(s.locks, 0o755); err != nil {
+	if err := makeDir(s.locks); err != nil {
 		return nil, err
 	}
 	return os.OpenFile(filepath.Join(s.locks, name), os.O_RDWR|os.O_CREATE, 0o644)
@@ -81,11 +82,25 @@ type storeWriter struct {
 	dirty map[string]bool // directories with new names that are not synced
 }
 
+// version returns an error if the store is a layout of a version that nothing is
+// known of. One that is missing or damaged is for Check.
+func (s *Store) version() error {
+	raw, err := readFile(dirTree{s.dir}, ocispec.ImageLayoutFile, maxManifest)
+	var v ocispec.ImageLayout
+	if err == nil && json.Unmarshal(raw, &v) == nil && v.Version != "" && !strings.HasPrefix(v.Version, "1.") {
+		return fmt.Errorf("%w: %s is an OCI image layout of version %.20q, only 1.x is known", ErrNotImage, s.dir, v.Version)
+	}
+	return nil
+}
+
 // writer prepares the store for writing: it makes the layout if it is not
 // there, and removes what crashed writers left.
 func (s *Store) writer() (*storeWriter, error) {
+	if err := s.version(); err != nil {
+		return nil, err
+	}
 	w := &storeWriter{dir: s.dir, dirty: make(map[string]bool)}
-	if err := os.MkdirAll(filepath.Join(s.dir, "blobs", "sha256"), 0o755); err != nil {
+	if err := makeDir(filepath.Join(s.dir, "blobs", "sha256")); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(s.dir)
@@ -99,18 +114,35 @@ func (s *Store) writer() (*storeWriter, error) {
 			}
 		}
 	}
+	// Before the first blob: without it nobody knows which blobs are needed.
+	missing, err := s.lacksIndex()
+	if err != nil {
+		return nil, err
+	}
+	if missing {
+		blobs, others, err := s.blobFiles()
+		if err != nil {
+			return nil, err
+		}
+		if len(blobs)+len(others) == 0 {
+			w.json(ocispec.ImageIndexFile, emptyIndex())
+		}
+	}
 	// A file cut off by a crash is not left at these names: they appear by
 	// rename, after a sync. So being there is enough.
-	raw, err := readFile(dirTree{s.dir}, ocispec.ImageLayoutFile, maxManifest)
-	if isNotExist(err) {
+	if _, err := os.Stat(s.path(ocispec.ImageLayoutFile)); isNotExist(err) {
 		w.file(ocispec.ImageLayoutFile, []byte(layoutVersion))
-		return w, w.err
 	}
-	var v ocispec.ImageLayout
-	if err == nil && json.Unmarshal(raw, &v) == nil && v.Version != "" && !strings.HasPrefix(v.Version, "1.") {
-		return nil, fmt.Errorf("%w: %s is an OCI image layout of version %.20q, only 1.x is known", ErrNotImage, s.dir, v.Version)
+	return w, w.err
+}
+
+// lacksIndex says whether there is no index.json.
+func (s *Store) lacksIndex() (bool, error) {
+	_, err := os.Stat(s.path(ocispec.ImageIndexFile))
+	if isNotExist(err) {
+		return true, nil
 	}
-	return w, nil
+	return false, err
 }
 
 // blob writes a blob unless it is there and intact.
@@ -129,11 +161,49 @@ func (w *storeWriter) blob(d digest.Digest, raw []byte) {
 }
 
 // commit replaces index.json, after everything it refers to is on disk.
-func (w *storeWriter) commit(raw []byte) error {
+func (w *storeWriter) commit(x *ocispec.Index) error {
 	w.sync()
-	w.file(ocispec.ImageIndexFile, raw)
+	w.json(ocispec.ImageIndexFile, x)
 	w.sync()
 	return w.err
+}
+
+// json is file for a document.
+func (w *storeWriter) json(name string, v any) {
+	raw, err := json.Marshal(v)
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	w.file(name, raw)
+}
+
+// keep saves a damaged file that is about to be replaced, for the curious: as
+// NAME.corrupt, while it also stays where it is.
+func (w *storeWriter) keep(name string) {
+	if w.err != nil {
+		return
+	}
+	path := filepath.Join(w.dir, filepath.FromSlash(name))
+	aside := path + ".corrupt"
+	if err := os.Remove(aside); err != nil && !isNotExist(err) {
+		w.err = err
+		return
+	}
+	err := os.Link(path, aside)
+	if err == nil || isNotExist(err) {
+		return
+	}
+	// Not every file system has links, and a directory never does.
+	if st, statErr := os.Lstat(path); statErr == nil && st.IsDir() {
+		w.err = os.Rename(path, aside)
+		return
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		w.err = err
+		return
+	}
+	w.file(name+".corrupt", raw)
 }
 
 // file makes or replaces a file in one step: its name stands for the old
@@ -144,7 +214,7 @@ func (w *storeWriter) file(name string, raw []byte) {
 		return
 	}
 	path := filepath.Join(w.dir, filepath.FromSlash(name))
-	if w.err = os.MkdirAll(filepath.Dir(path), 0o755); w.err != nil {
+	if w.err = makeDir(filepath.Dir(path)); w.err != nil {
 		return
 	}
 	f, err := os.CreateTemp(w.dir, temporary+"*")
@@ -182,6 +252,31 @@ func (w *storeWriter) sync() {
 		w.err = syncDir(dir)
 	}
 	clear(w.dirty)
+}
+
+// makeDir makes a directory and those above it that are missing, and makes their
+// names durable: a file that was synced is lost with its directory's name.
+func makeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil && st.IsDir() {
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if parent == dir {
+		return os.MkdirAll(dir, 0o755)
+	}
+	if err := makeDir(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		if st, statErr := os.Stat(dir); statErr == nil && st.IsDir() {
+			return nil // somebody else was faster, and syncs it
+		}
+		return err
+	}
+	if err := syncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err // who may write to a directory may yet not read it
+	}
+	return nil
 }
 
 func syncDir(dir string) error {

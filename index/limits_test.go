@@ -279,3 +279,35 @@ func TestChildren(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckExtents(t *testing.T) {
+	many := []index.Extent{{Len: 512, Device: 1}, {FileOff: 1024, Len: 512, Off: 512, Device: 2}}
+	for name, c := range map[string]struct {
+		sizes   []int64
+		extents []index.Extent
+		ok      bool
+	}{
+		"none":               {nil, nil, true},
+		"fits":               {[]int64{1024}, []index.Extent{{Len: 512, Off: 512, Device: 1}}, true},
+		"beyond":             {[]int64{1024}, []index.Extent{{Len: 512, Off: 1024, Device: 1}}, false},
+		"ends beyond":        {[]int64{1024}, []index.Extent{{Len: 1024, Off: 512, Device: 1}}, false},
+		"out of this world":  {[]int64{1024}, []index.Extent{{Len: 1<<63 - 1, Off: 512, Device: 1}}, false},
+		"negative":           {[]int64{1024}, []index.Extent{{Len: 512, Off: -512, Device: 1}}, false},
+		"empty":              {[]int64{1024}, []index.Extent{{Off: 512, Device: 1}}, false},
+		"no device":          {[]int64{1024}, []index.Extent{{Len: 512}}, false},
+		"unknown device":     {[]int64{1024}, []index.Extent{{Len: 512, Device: 2}}, false},
+		"two":                {[]int64{512, 1024}, many, true},
+		"two, the last not":  {[]int64{512, 512}, many, false},
+		"two, the first not": {[]int64{0, 1024}, many, false},
+	} {
+		tree := file(2048, c.extents...)
+		tree.Root.SetChild("other", tree.Root.Child("n"))
+		tree.Devices = nil
+		for _, n := range c.sizes {
+			tree.Devices = append(tree.Devices, index.Device{Size: n})
+		}
+		if err := tree.CheckExtents(); (err == nil) != c.ok || err != nil && !errors.Is(err, index.ErrCorrupt) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

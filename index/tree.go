@@ -44,6 +44,34 @@ func (t *Tree) warn(format string, args ...any) {
 	}
 }
 
+// CheckExtents returns nil if every extent of t, which [Index.Tree] or Merge made,
+// lies within its device, and ErrCorrupt otherwise.
+func (t *Tree) CheckExtents() error {
+	seen := make(map[*Node]struct{}) // files of many extents, which may have many names
+	for todo := []*Node{t.Root}; len(todo) > 0; {
+		n := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		for _, e := range n.entries() {
+			todo = append(todo, e.node)
+		}
+		if len(n.Extents) > 1 {
+			if _, ok := seen[n]; ok {
+				continue
+			}
+			seen[n] = struct{}{}
+		}
+		for _, e := range n.Extents {
+			if e.Device < 1 || int(e.Device) > len(t.Devices) {
+				return fmt.Errorf("%w: extent in device %d of %d", ErrCorrupt, e.Device, len(t.Devices))
+			}
+			if size := t.Devices[e.Device-1].Size; e.Off < 0 || e.Len <= 0 || e.Off > size || e.Len > size-e.Off {
+				return fmt.Errorf("%w: extent of %d bytes at %d is not in device %d of %d bytes", ErrCorrupt, e.Len, e.Off, e.Device, size)
+			}
+		}
+	}
+	return nil
+}
+
 // WriteTo writes the image to w, front to back. An error that is not w's own
 // means that the tree cannot be encoded, and comes before anything is written:
 // one that wraps ErrTooBig if it exceeds a limit of the format, another one if

@@ -168,7 +168,7 @@ func TestFSMountFlags(t *testing.T) {
 			t.Errorf("%d mounts, want 2", seen)
 		}
 		for _, d := range []string{dir, below} {
-			if err := fs.Unmount(d, true); err != nil {
+			if err := fs.Unmount(context.Background(), d, true); err != nil {
 				t.Error(err)
 			}
 		}
@@ -327,7 +327,7 @@ func TestFSUnmount(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = f.Close() }()
-			err = fs.Unmount(m.dir, false)
+			err = fs.Unmount(context.Background(), m.dir, false)
 			if !errors.Is(err, fs.ErrBusy) || !strings.Contains(err.Error(), "--lazy") || !strings.Contains(err.Error(), "lsof") {
 				t.Errorf("unmount of a busy mount: %v", err)
 			}
@@ -341,10 +341,10 @@ func TestFSUnmount(t *testing.T) {
 			if b, err := os.ReadFile(filepath.Join(clone, "suid")); err != nil || len(b) != 100 {
 				t.Errorf("clone: %d bytes, %v", len(b), err)
 			}
-			if err := fs.Unmount(clone, false); err != nil {
+			if err := fs.Unmount(context.Background(), clone, false); err != nil {
 				t.Error(err)
 			}
-			if err := fs.Unmount(clone, false); !errors.Is(err, fs.ErrNotMounted) {
+			if err := fs.Unmount(context.Background(), clone, false); !errors.Is(err, fs.ErrNotMounted) {
 				t.Errorf("second unmount: %v", err)
 			}
 			if _, err := os.Lstat(filepath.Join(m.dir, "big")); err != nil {
@@ -373,7 +373,7 @@ func TestFSLazyUnmount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := fs.Unmount(dir, true); err != nil {
+	if err := fs.Unmount(context.Background(), dir, true); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := io.ReadAll(f); err != nil || !bytes.Equal(b, s.contents[s.tree.Root.Child("big")]) {
@@ -403,11 +403,11 @@ func TestFSStaleMount(t *testing.T) {
 		if !fs.IsStale(dir) {
 			t.Error("a mount without a server is not called stale")
 		}
-		if found, err := fs.CleanStale(dir); err != nil || !found {
+		if found, err := fs.CleanStale(context.Background(), dir); err != nil || !found {
 			t.Errorf("clean: %v, %v", found, err)
 		}
 	}
-	if found, err := fs.CleanStale(dir); err != nil || found {
+	if found, err := fs.CleanStale(context.Background(), dir); err != nil || found {
 		t.Errorf("clean of nothing: %v, %v", found, err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
@@ -457,7 +457,7 @@ func TestFSKernelMountWithoutServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := fs.Unmount(dir, false); err != nil {
+		if err := fs.Unmount(context.Background(), dir, false); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -569,7 +569,7 @@ func TestFSAbort(t *testing.T) {
 	if !fs.IsStale(dir) {
 		t.Error("a cut mount is not called stale")
 	}
-	if found, err := fs.CleanStale(dir); err != nil || !found {
+	if found, err := fs.CleanStale(context.Background(), dir); err != nil || !found {
 		t.Errorf("clean: %v, %v", found, err)
 	}
 }

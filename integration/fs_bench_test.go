@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	iofs "io/fs"
 	"os"
@@ -261,7 +262,7 @@ func mountErofsServed(b *testing.B, store string, layers int, served bool) strin
 		b.Fatal(err)
 	}
 	b.Cleanup(func() {
-		if err := fs.Unmount(dir, false); err != nil {
+		if err := fs.Unmount(context.Background(), dir, false); err != nil {
 			b.Error(err)
 		}
 	})

@@ -233,9 +233,9 @@ type mounted struct {
 // unmount ends m and checks that its server ended well.
 func (m *mounted) unmount(t testing.TB) {
 	t.Helper()
-	if err := fs.Unmount(m.dir, false); err != nil {
+	if err := fs.Unmount(context.Background(), m.dir, false); err != nil {
 		t.Errorf("unmount: %v", err)
-		_ = fs.Unmount(m.dir, true)
+		_ = fs.Unmount(context.Background(), m.dir, true)
 	}
 	if m.done == nil {
 		return

@@ -71,7 +71,7 @@ func runAsProcess() bool {
 	case file != "":
 		err = readByFaults(file)
 	case dir != "":
-		err = fs.Unmount(dir, false)
+		err = fs.Unmount(context.Background(), dir, false)
 	case store != "":
 		err = serveStore(store)
 	default:
@@ -353,9 +353,9 @@ func mountServed(t testing.TB, store string, env ...string) (dir string, server 
 	server = startServer(t, store, dev, env...)
 	_ = dev.Close()
 	t.Cleanup(func() {
-		if err := fs.Unmount(dir, false); err != nil {
+		if err := fs.Unmount(context.Background(), dir, false); err != nil {
 			t.Error(err)
-			_ = fs.Unmount(dir, true)
+			_ = fs.Unmount(context.Background(), dir, true)
 		}
 	})
 	return dir, server
@@ -379,9 +379,9 @@ func TestFSTakeover(t *testing.T) {
 	}
 	defer func() { _ = dev.Close() }()
 	defer func() {
-		if err := fs.Unmount(dir, false); err != nil {
+		if err := fs.Unmount(context.Background(), dir, false); err != nil {
 			t.Error(err)
-			_ = fs.Unmount(dir, true)
+			_ = fs.Unmount(context.Background(), dir, true)
 		}
 	}()
 	var readers sync.WaitGroup

@@ -21,6 +21,7 @@ const (
 // decoder is what one Decode needs. Tables keep some for reuse.
 type decoder struct {
 	buf    []byte
+	raw    []byte // of the blob, where that is compared
 	in     *bufio.Reader
 	src    *watched
 	stream *checkpoint.Reader // gzip
@@ -48,8 +49,10 @@ func (w *watched) Read(p []byte) (int, error) {
 //
 // A chunk that cannot be decoded, or is not what it must be, is ErrDigest; then
 // no later chunk is emitted. Errors of r and of emit are returned as they are.
-// Chunks of kind Copied cannot be decoded: ErrTable. Memory is bounded by the
-// longest chunk and by the zstd window, at most 128 MiB. r need not be read to
+// Chunks of kind Copied cannot be decoded: ErrTable. The same when a table is not
+// Comparable and the blob's bytes are right, but do not make the chunk: no other
+// source can help. Memory is bounded by the longest chunk, by the zstd window, at
+// most 128 MiB, and by 16 MiB of the blob. r need not be read to
 // its end.
 func (t *Table) Decode(r io.Reader, i, j int, emit func(i int, p []byte) error) error {
 	if i < 0 || j > t.count || i > j {
@@ -63,10 +66,12 @@ func (t *Table) Decode(r io.Reader, i, j int, emit func(i int, p []byte) error) 
 	d.src.r, d.src.err = r, nil
 	d.in.Reset(d.src)
 	defer t.giveBack(d)
-	switch t.format {
-	case Tar:
+	switch {
+	case t.ofBlob:
+		return d.run(t, i, j, emit, &spanSource{d: d, t: t})
+	case t.format == Tar:
 		return d.run(t, i, j, emit, &plainSource{d})
-	case Gzip, Zstd:
+	case t.format == Gzip, t.format == Zstd:
 		return d.run(t, i, j, emit, &streamSource{d: d, t: t})
 	default:
 		return d.run(t, i, j, emit, &memberSource{d: d, t: t})
@@ -79,6 +84,9 @@ func (t *Table) giveBack(d *decoder) {
 	d.in.Reset(d.src)
 	if cap(d.buf) > keepBuffer {
 		d.buf = nil
+	}
+	if cap(d.raw) > keepBuffer {
+		d.raw = nil
 	}
 	t.decoders.Put(d)
 }

@@ -11,12 +11,14 @@
 //
 // Key says which way a Source goes. LoadTOC opens a layer from its table of
 // contents, ScanTar a plain tar in a local file from its headers, Stream all
-// others, and these too, by reading all of it once. Table.Decode makes chunks
-// from a ranged read of the blob ever after, also of gzip and zstd.
+// others, and these too, by reading all of it once. Assembly makes both of what an
+// index of another make says. Table.Decode makes chunks from a ranged read of the
+// blob ever after, also of gzip and zstd.
 //
 // # Invariants
 //
-//   - No byte leaves Decode or Compose that does not have its digest, and no
+//   - No byte leaves Decode or Compose that does not have its digest, or was not
+//     decoded from bytes of the blob that have theirs (Table.Comparable), and no
 //     Scanned leaves Stream unless blob digest and diff ID are right, or LoadTOC
 //     unless the table has the digest that the manifest gives.
 //   - The chunks of a table are in order, disjoint, and at most MaxChunk long.
@@ -52,6 +54,7 @@
 //	header, 256 bytes
 //	  0    magic "LAMINACT"
 //	  8    u32 version 1; u8 format: 0 tar 1 gzip 2 zstd 3 eStargz 4 zstd:chunked
+//	  13   u8 flags: 1 digests are of blob ranges; gzip only
 //	  16   u64 number of records, of points, of copies; u64 bytes of windows
 //	  48   u64 data size, u64 blob size
 //	  64   u8 length and text of the blob's digest
@@ -64,7 +67,8 @@
 //	       the file of the chunk before
 //	  36   u32 point where decoding starts; with a table of contents, the group of
 //	       the file instead; 0xffffffff: none
-//	  40   sha256 of the chunk
+//	  40   sha256 of the chunk; with the flag, of its blob range, which is one place
+//	       up to the next with the byte that both share
 //	point, 32 bytes: gzip only
 //	  0    u64 blob offset<<3 | bits of that byte that belong to what is before
 //	  8    u64 data offset; u64 offset in windows, u32 length there, u32 length

@@ -77,7 +77,7 @@ func (t *Table) parse() error {
 	if le.Uint32(b[252:]) != crc32.Checksum(b[:252], crc32.MakeTable(crc32.Castagnoli)) {
 		return fmt.Errorf("%w: checksum of the header", ErrTable)
 	}
-	t.format = Format(b[12])
+	t.format, t.ofBlob = Format(b[12]), b[13] == flagOfBlob
 	t.dataSize = int64(le.Uint64(b[48:]))
 	t.blobSize = int64(le.Uint64(b[56:]))
 	n := int(b[64])
@@ -105,7 +105,8 @@ func (t *Table) parse() error {
 		}
 		at += int(s.count) * s.size
 	}
-	if at != len(b) || t.dataSize < 0 || t.blobSize < 0 || t.format > ZstdChunked {
+	if at != len(b) || t.dataSize < 0 || t.blobSize < 0 || t.format > ZstdChunked ||
+		b[13] > flagOfBlob || t.ofBlob && t.format != Gzip {
 		return fmt.Errorf("%w: fields of the header", ErrTable)
 	}
 	return nil
@@ -117,12 +118,16 @@ func (t *Table) Check() error {
 	if sum := sha256.Sum256(t.b[headerSize:]); !bytes.Equal(sum[:], t.b[216:248]) {
 		return fmt.Errorf("check chunk table %s: %w: wrong digest", t.name, ErrTable)
 	}
-	end := int64(0)
+	end, blob := int64(0), int64(0)
 	for i := range t.count {
 		c := t.Chunk(i)
 		ok := c.Off >= end && c.Len > 0 && c.Len <= MaxChunk && c.Off <= t.dataSize && c.Len <= t.dataSize-c.Off &&
 			c.Kind <= Copied && c.point < t.points && c.inner >= 0 &&
 			c.BlobOff >= 0 && c.BlobLen >= 0 && c.BlobOff <= t.blobSize && c.BlobLen <= t.blobSize-c.BlobOff
+		if t.ofBlob {
+			ok = ok && c.Kind == Data && c.point >= 0 && c.inner == 0 && c.BlobLen > 0 && c.BlobLen <= maxStep && c.BlobOff >= blob
+			blob = c.BlobOff
+		}
 		if !ok {
 			return fmt.Errorf("check chunk table %s: %w: chunk %d", t.name, ErrTable, i)
 		}

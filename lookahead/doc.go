@@ -14,10 +14,11 @@
 //
 // Invariants: nobody waits for a Watcher, and nothing goes wrong without it; a
 // file that cannot be understood is left alone; what is read of files is
-// bounded. What a running program names is as good as read, and so is what that
-// names: only guesses, like the files that most programs read when they start,
-// have to fit the budget for speculation. All methods are safe for concurrent
-// use.
+// bounded, and so is what is looked for and kept in memory on their account. What
+// a running program names is as good as read, and so is what that names: only
+// guesses, like the files that most programs read when they start, have to fit the
+// budget for speculation, and of those only what is here is looked at. All methods
+// are safe for concurrent use.
 //
 // It knows ELF (System V ABI, chapters 4 and 5) and the compiled modules of
 // CPython 3.8 to 3.14 (its marshal format, versions 4 and 5).

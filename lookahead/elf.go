@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +16,10 @@ const (
 	maxHeaders = 128
 	maxDynamic = 64 << 10
 	maxNames   = 256
+	// maxRunpath is how many folders a program may name for its libraries, and
+	// maxLookups how often they are looked for in all.
+	maxRunpath = 16
+	maxLookups = 2048
 	maxNameLen = 256
 	maxOffset  = 1 << 40
 
@@ -105,14 +110,14 @@ func (p *program) dynamic(g elf.Prog64) error {
 		return err
 	}
 	var names, paths []uint64
-	var strings64, rela, relaSize, jmprel, pltSize uint64
+	var strtab, rela, relaSize, jmprel, pltSize uint64
 	for _, d := range entries {
 		if elf.DynTag(d.Tag) == elf.DT_NULL {
 			break // what is behind it was never there, or was taken out
 		}
 		switch elf.DynTag(d.Tag) {
 		case elf.DT_STRTAB:
-			strings64 = d.Val
+			strtab = d.Val
 		case elf.DT_RELA:
 			rela = d.Val
 		case elf.DT_RELASZ:
@@ -132,7 +137,7 @@ func (p *program) dynamic(g elf.Prog64) error {
 			p.link(uint64(off), t[1])
 		}
 	}
-	table, err := p.fileOffset(strings64)
+	table, err := p.fileOffset(strtab)
 	if err != nil {
 		return err
 	}
@@ -143,11 +148,12 @@ func (p *program) dynamic(g elf.Prog64) error {
 		}
 		p.needed = append(p.needed, name)
 	}
-	for _, n := range paths[:min(len(paths), maxNames)] {
+	for _, n := range paths[:min(len(paths), maxRunpath)] {
 		if s, err := p.text(table + int64(n&0xffffffff)); err == nil {
 			p.runpath = append(p.runpath, strings.Split(s, ":")...)
 		}
 	}
+	p.runpath = p.runpath[:min(len(p.runpath), maxRunpath)]
 	return nil
 }
 
@@ -182,14 +188,25 @@ func (p *program) text(off int64) (string, error) {
 	return s, nil
 }
 
+// tripletOf is what Debian calls the machine in the names of folders, or empty.
+func tripletOf(m elf.Machine) string {
+	switch m {
+	case elf.EM_X86_64:
+		return "x86_64-linux-gnu"
+	case elf.EM_AARCH64:
+		return "aarch64-linux-gnu"
+	case elf.EM_RISCV:
+		return "riscv64-linux-gnu"
+	case elf.EM_PPC64:
+		return "powerpc64le-linux-gnu"
+	}
+	return ""
+}
+
 // places lists the paths at which the dynamic linker looks for a library.
 func (p *program) places(name string) []string {
-	dirs := p.runpath
-	triplet := map[elf.Machine]string{
-		elf.EM_X86_64: "x86_64-linux-gnu", elf.EM_AARCH64: "aarch64-linux-gnu",
-		elf.EM_RISCV: "riscv64-linux-gnu", elf.EM_PPC64: "powerpc64le-linux-gnu",
-	}[elf.Machine(p.header.Machine)]
-	if triplet != "" {
+	dirs := slices.Clip(p.runpath)
+	if triplet := tripletOf(elf.Machine(p.header.Machine)); triplet != "" {
 		dirs = append(dirs, "/usr/local/lib/"+triplet, "/lib/"+triplet, "/usr/lib/"+triplet)
 	}
 	dirs = append(dirs, "/usr/local/lib", "/lib64", "/usr/lib64", "/lib", "/usr/lib")

@@ -24,6 +24,7 @@ type fakeLayer struct {
 	key  string
 	gate chan struct{} // if not nil, reads wait until it is closed
 	deaf bool          // and do not give up either
+	far  bool          // nothing is here that was not read
 	then func()        // if not nil, is called at the end of every read
 
 	mu    sync.Mutex
@@ -62,12 +63,28 @@ func (l *fakeLayer) ReadAt(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
+// Peek has what is in memory, which is all, unless the layer is far away.
+func (l *fakeLayer) Peek(p []byte, off int64) bool {
+	if l.far || off < 0 || int64(len(p)) > int64(len(l.data))-off {
+		return false
+	}
+	copy(p, l.data[off:])
+	return true
+}
+
 func (l *fakeLayer) Key() string { return l.key }
 
 func (l *fakeLayer) Want(wishes ...cache.Wish) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.calls = append(l.calls, wishes)
+}
+
+// reading is how many reads there were.
+func (l *fakeLayer) reading() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tries
 }
 
 // wanted returns what was wished for, call by call.

@@ -28,7 +28,11 @@ func libraries(ctx context.Context, s *scene, f file) ([]wish, error) {
 		return nil, fmt.Errorf("libraries of data at %d of layer %d: %w", f.off, f.layer, err)
 	}
 	var wishes []wish
+	left := maxLookups
 	add := func(path string, sure bool) bool {
+		if left--; left < 0 {
+			return false
+		}
 		extents, err := s.tree.Locate(path)
 		if err == nil {
 			wishes = append(wishes, wish{extents: extents, ends: true, sure: sure})

@@ -2,6 +2,7 @@ package lookahead
 
 import (
 	"debug/elf"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -144,6 +145,32 @@ func TestLibrarySure(t *testing.T) {
 			if w.sure != sure {
 				t.Errorf("wish %+v of a file that is sure: %v", w, sure)
 			}
+		}
+	}
+}
+
+// TestLookupsBounded: a program that names many libraries in many folders does
+// not keep the machine busy.
+func TestLookupsBounded(t *testing.T) {
+	var dirs strings.Builder
+	for i := range maxRunpath {
+		fmt.Fprintf(&dirs, "/r%d:", i)
+	}
+	for n, want := range map[int]int{10: 1, maxNames - 1: 0} {
+		m := newImage(1)
+		var names []string
+		for i := range n {
+			names = append(names, fmt.Sprintf("lib%d.so", i))
+		}
+		m.add(0, "/lib/libthere.so", []byte("there"))
+		m.add(0, "/over/libover.so", []byte("in one folder too many"))
+		m.add(0, "/bin/program", (&binaryFile{
+			needed:  append(names, "libover.so", "libthere.so")[1:],
+			runpath: dirs.String() + "/over", change: notLinked,
+		}).bytes())
+		wishes, err := libraries(t.Context(), m.scene(t), m.files["/bin/program"])
+		if err != nil || len(wishes) != want {
+			t.Errorf("%d libraries: %q, %v", n, m.paths(wishes), err)
 		}
 	}
 }

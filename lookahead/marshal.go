@@ -16,6 +16,7 @@ const (
 	// instruction.
 	maxImports = 4 << 10 // names that are imported
 	maxRoots   = 64      // places where modules are looked for
+	maxPlaces  = 1 << 14 // paths that one module has looked at
 )
 
 var errNotCompiled = errors.New("not a compiled Python module")

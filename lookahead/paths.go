@@ -40,18 +40,34 @@ func (w *Watcher) came(key string, off int64, p []byte) {
 			at = e
 		}
 	}
-	s := w.scene
 	w.mu.Unlock()
 	if at == nil {
 		return
 	}
-	names := paths(p)
+	// Other files may lie behind it in one chunk: theirs are no program's names.
+	names := paths(p[:min(int64(len(p)), at.end-off)])
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	names = names[:min(len(names), at.paths)]
+	if w.closed || w.scene == nil || len(names) == 0 {
+		return
+	}
 	at.paths -= len(names)
-	w.mu.Unlock()
+	s := w.scene
+	w.wg.Go(func() { w.seek(s, at, names) })
+}
+
+// seek wishes for those of names, which at has, that are files of the tree.
+func (w *Watcher) seek(s *scene, at *namer, names []string) {
+	if w.held.Acquire(w.ctx, leastHeld) != nil {
+		return
+	}
+	defer w.held.Release(leastHeld)
 	var wishes []wish
 	for _, name := range names {
+		if w.ctx.Err() != nil { // Close waits
+			return
+		}
 		extents, err := s.tree.Locate(name)
 		if err != nil || len(extents) == 0 {
 			continue
@@ -73,7 +89,7 @@ func (w *Watcher) came(key string, off int64, p []byte) {
 	w.wish(wishes)
 }
 
-// paths returns the strings in p, zero-terminated, that look like absolute paths
+// paths returns copies of the strings in p, zero-terminated, that look like absolute paths
 // of files other than programs.
 func paths(p []byte) (list []string) {
 	begin := []byte("\x00/")

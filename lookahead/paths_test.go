@@ -3,10 +3,15 @@ package lookahead
 import (
 	"bytes"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/laminafs/lamina/index"
 )
 
 func TestPaths(t *testing.T) {
@@ -90,9 +95,10 @@ func TestCameBounds(t *testing.T) {
 			fmt.Fprintf(&large, "\x00/var/f%03d", i)
 			m.add(1, fmt.Sprintf("/var/f%03d", i), make([]byte, mostFile))
 		}
+		m.add(0, "/bin/other", cutProgram())
 		w := watch(t, m)
 		defer w.Close()
-		begin(w, m, "/bin/cut", "/bin/program")
+		begin(w, m, "/bin/cut", "/bin/other")
 		settle()
 		before := len(m.wished())
 		for range 2 {
@@ -103,10 +109,74 @@ func TestCameBounds(t *testing.T) {
 			t.Errorf("%d small files wished for", got)
 		}
 		before = len(m.wished())
-		cameFrom(w, m, "/bin/program", large.String()+"\x00")
+		cameFrom(w, m, "/bin/other", large.String()+"\x00")
 		settle()
 		if got := len(m.wished()) - before; got != mostBytes/mostFile {
 			t.Errorf("%d large files wished for", got)
 		}
 	})
+}
+
+// TestCameBehind: what lies behind a program in one chunk is not its own.
+func TestCameBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := someImage()
+		m.add(0, "/etc/mine", []byte("conf"))
+		m.add(0, "/etc/other", []byte("conf"))
+		w := watch(t, m)
+		defer w.Close()
+		begin(w, m, "/bin/cut")
+		key, b := m.begun("/bin/cut")
+		p := make([]byte, b.Len)
+		copy(p[10:], "\x00/etc/mine\x00")
+		copy(p[b.Len-90:], "\x00/etc/other\x00")
+		w.came(key, b.Off+100, p)
+		settle()
+		if got, want := m.wished(), []string{"/etc/mine"}; !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	})
+}
+
+// TestCameClose: after Close nobody looks into the tree, whose index may be
+// unmapped.
+func TestCameClose(t *testing.T) {
+	for range 20 {
+		m := someImage()
+		path := filepath.Join(t.TempDir(), "index")
+		tree := &index.Tree{Root: m.root, Devices: []index.Device{{Size: 1 << 30}, {Size: 1 << 30}}}
+		if err := tree.Write(path); err != nil {
+			t.Fatal(err)
+		}
+		x, err := index.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, s := New(), sceneOf(x, m.layers...)
+		w.Watch(s.tree, s.layers)
+		begin(w, m, "/bin/cut")
+		var names strings.Builder
+		for i := range mostPaths {
+			fmt.Fprintf(&names, "\x00/etc/f%03d", i)
+		}
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 50 {
+					w.mu.Lock()
+					for _, e := range w.elfs[m.layers[0].key] {
+						e.paths = mostPaths
+					}
+					w.mu.Unlock()
+					cameFrom(w, m, "/bin/cut", names.String()+"\x00")
+				}
+			})
+		}
+		time.Sleep(time.Millisecond)
+		w.Close()
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+	}
 }

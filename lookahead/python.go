@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -142,7 +143,7 @@ func imports(ctx context.Context, s *scene, f file) ([]wish, error) {
 	if err != nil {
 		return nil, fmt.Errorf("imports of data at %d of layer %d: %w", f.off, f.layer, err)
 	}
-	i := importer{s: s, module: m, tag: fmt.Sprintf("cpython-3%d", m.minor), sure: f.sure}
+	i := importer{s: s, module: m, tag: fmt.Sprintf("cpython-3%d", m.minor), sure: f.sure, left: maxPlaces}
 	i.dir = path.Dir(path.Clean(m.filename))
 	// The name was written when the module was compiled, maybe elsewhere.
 	at, err := s.tree.Locate(i.compiled(i.dir, strings.TrimSuffix(path.Base(m.filename), ".py")))
@@ -153,6 +154,9 @@ func imports(ctx context.Context, s *scene, f file) ([]wish, error) {
 	defer s.python.mu.Unlock()
 	i.addRoot()
 	for _, m := range m.imports {
+		if i.left < 0 {
+			break
+		}
 		if err := ctx.Err(); err != nil { // there may be many, and Close waits
 			return nil, fmt.Errorf("imports of data at %d of layer %d: %w", f.off, f.layer, err)
 		}
@@ -169,6 +173,7 @@ type importer struct {
 	tag    string // in the names of compiled modules
 	dir    string // the folder of the module, and of its package
 	sure   bool   // it is loaded for certain, and so is what it imports
+	left   int    // how many more paths are looked at
 	wishes []wish
 }
 
@@ -192,15 +197,7 @@ func (i *importer) addRoot() {
 	for root != "/" && i.exists(i.compiled(root, "__init__")) {
 		root = path.Dir(root)
 	}
-	known := func(dir string) bool {
-		for _, r := range p.roots {
-			if r == dir {
-				return true
-			}
-		}
-		return false
-	}
-	if known(root) || len(p.roots) >= maxRoots {
+	if slices.Contains(p.roots, root) || len(p.roots) >= maxRoots {
 		return
 	}
 	p.roots = append(p.roots, root)
@@ -215,7 +212,7 @@ func (i *importer) addRoot() {
 		root + "/site-packages",
 		path.Dir(root) + "/python3/dist-packages",
 	} {
-		if _, err := i.s.tree.Resolve(dir); err == nil && !known(dir) {
+		if _, err := i.s.tree.Resolve(dir); err == nil && !slices.Contains(p.roots, dir) {
 			p.roots = append(p.roots, dir)
 		}
 	}
@@ -287,6 +284,9 @@ func (i *importer) want(path string) bool {
 	p := &i.s.python
 	if p.seen[path] {
 		return true
+	}
+	if i.left--; i.left < 0 {
+		return false
 	}
 	extents, err := i.s.tree.Locate(path)
 	if err != nil {

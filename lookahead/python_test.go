@@ -261,6 +261,24 @@ func TestRootsBounded(t *testing.T) {
 	}
 }
 
+// TestPlacesBounded: a module that imports very many others is looked at for so
+// long only.
+func TestPlacesBounded(t *testing.T) {
+	for n, want := range map[int]int{10: 1, maxImports - 1: 0} {
+		m := newImage(1)
+		var list []importing
+		for i := range n {
+			list = append(list, importing{name: fmt.Sprint("none", i)})
+		}
+		m.module(0, 11, "/app/m.py", append(list, importing{name: "there"})...)
+		m.module(0, 11, "/app/there.py")
+		wishes, err := imports(t.Context(), m.scene(t), m.files["/app/m.py"])
+		if err != nil || len(wishes) != want {
+			t.Errorf("%d imports: %q, %v", n, m.paths(wishes), err)
+		}
+	}
+}
+
 // TestImportsElsewhere: a module that is not where it says that its source is
 // is left alone, and nothing is learnt from it.
 func TestImportsElsewhere(t *testing.T) {

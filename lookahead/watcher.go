@@ -2,9 +2,12 @@ package lookahead
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/index"
@@ -14,10 +17,22 @@ import (
 // gather is how long wishes are gathered, for neighbours to come in one request.
 const gather = time.Millisecond
 
+const (
+	// mostHeld bounds the bytes of files that are in memory while they are looked
+	// at: more wait for their turn.
+	mostHeld = 64 << 20
+	// leastHeld is what is counted of a file besides its content.
+	leastHeld = 128 << 10
+)
+
 // A Layer is what a Watcher needs of a layer; a *cache.Layer is one.
 type Layer interface {
 	overlay.Data
+	// Key tells layers apart.
 	Key() string
+	// Peek fills p with the data from off on, if all of it is here.
+	Peek(p []byte, off int64) bool
+	// Want begins to fetch what is wished for.
 	Want(wishes ...cache.Wish)
 }
 
@@ -25,7 +40,8 @@ type Layer interface {
 type Watcher struct {
 	ctx    context.Context
 	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	wg     sync.WaitGroup      // Add only under mu with !closed
+	held   *semaphore.Weighted // of mostHeld
 
 	mu      sync.Mutex // guards what follows
 	scene   *scene     // nil until there is a tree
@@ -43,7 +59,10 @@ type scene struct {
 
 // New returns a Watcher that does nothing yet.
 func New() *Watcher {
-	w := &Watcher{pending: make(map[int][]cache.Wish), elfs: make(map[string][]*namer)}
+	w := &Watcher{
+		pending: make(map[int][]cache.Wish), elfs: make(map[string][]*namer),
+		held: semaphore.NewWeighted(mostHeld),
+	}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
 }
@@ -82,7 +101,15 @@ func (w *Watcher) began(key string, b cache.Begun) {
 		if isELF(b.Head) {
 			w.elfs[key] = append(w.elfs[key], &namer{off: b.Off, end: b.Off + b.Len, paths: mostPaths, bytes: mostBytes})
 		}
+		held := int64(leastHeld)
+		if isCompiled(b.Head) {
+			held += min(b.Len, maxModule)
+		}
 		w.wg.Go(func() {
+			if w.held.Acquire(w.ctx, held) != nil {
+				return
+			}
+			defer w.held.Release(held)
 			// A file that cannot be understood costs its reader nothing.
 			wishes, _ := look(w.ctx, s, file{layer: i, off: b.Off, len: b.Len, sure: b.Sure})
 			w.wish(wishes)
@@ -152,16 +179,20 @@ func (s *scene) begins(f file, e index.Extent) bool {
 	return e.Off == f.off && s.layers[e.Device-1].Key() == s.layers[f.layer].Key()
 }
 
-// reader reads a file by its place in the data of its layer.
+// reader reads a file by its place in the data of its layer. Of one that is only
+// a guess it reads what is here: nothing is fetched for it before what is sure.
 func (s *scene) reader(ctx context.Context, f file) io.ReaderAt {
 	return dataReader{ctx, s.layers[f.layer], f}
 }
 
 type dataReader struct {
 	ctx  context.Context
-	data overlay.Data
+	data Layer
 	file file
 }
+
+// errNotHere: a guess leads to data that has not come.
+var errNotHere = errors.New("not here yet")
 
 func (r dataReader) ReadAt(p []byte, off int64) (n int, err error) {
 	if off < 0 || off >= r.file.len {
@@ -169,6 +200,12 @@ func (r dataReader) ReadAt(p []byte, off int64) (n int, err error) {
 	}
 	if left := r.file.len - off; int64(len(p)) > left {
 		p, err = p[:left], io.EOF
+	}
+	if !r.file.sure {
+		if !r.data.Peek(p, r.file.off+off) {
+			return 0, errNotHere
+		}
+		return len(p), err
 	}
 	if err := r.data.ReadAt(r.ctx, p, r.file.off+off); err != nil {
 		return 0, err

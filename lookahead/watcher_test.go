@@ -64,13 +64,18 @@ func (m *image) wished() []string {
 	return m.paths(wishes)
 }
 
+// cutProgram is a program of which nothing is known, with room for names.
+func cutProgram() []byte {
+	return append([]byte("\x7fELF\x02\x01\x01 and nothing that is known"), make([]byte, 64<<10)...)
+}
+
 // someImage has a program, its libraries and two modules in two layers.
 func someImage() *image {
 	m := newImage(2)
 	m.add(0, "/bin/program", (&binaryFile{interp: "/lib/ld-musl-x86_64.so.1", needed: []string{"liba.so", "libb.so"}, change: notLinked}).bytes())
 	m.add(0, "/bin/script", []byte("#!/bin/sh\n"+strings.Repeat("# nothing\n", 10)))
 	m.add(0, "/bin/short", []byte("\x7fELF"))
-	m.add(0, "/bin/cut", []byte("\x7fELF\x02\x01\x01 and nothing that is known"))
+	m.add(0, "/bin/cut", cutProgram())
 	m.add(0, "/lib/ld-musl-x86_64.so.1", []byte("linker"))
 	m.add(1, "/lib/liba.so", []byte("a"))
 	m.add(1, "/lib/libb.so", []byte("b"))
@@ -260,6 +265,7 @@ func TestWatcherCloseEndsReads(t *testing.T) {
 		m.layers[0].gate, m.layers[0].deaf = make(chan struct{}), true
 		w := watch(t, m)
 		begin(w, m, "/bin/program")
+		synctest.Wait()
 		over := make(chan struct{})
 		go func() {
 			w.Close()
@@ -327,6 +333,50 @@ func TestWatcherCloseWhileGathering(t *testing.T) {
 		settle()
 		if got := len(m.wished()); got != n {
 			t.Errorf("%d wishes, and after Close %d", n, got)
+		}
+	})
+}
+
+// TestWatcherBounded: not everything that begins is kept in memory at once.
+func TestWatcherBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 3 * mostHeld / maxModule
+		m := newImage(1)
+		m.layers[0].gate = make(chan struct{})
+		for i := range many {
+			m.module(0, 12, fmt.Sprintf("/app/m%d.py", i), importing{name: "none"})
+		}
+		w := watch(t, m)
+		for i := range many {
+			key, b := m.begun(fmt.Sprintf("/app/m%d.py", i))
+			b.Len = maxModule // as far as is known
+			w.began(key, b)
+		}
+		synctest.Wait()
+		if n := m.layers[0].reading(); n == 0 || n > mostHeld/maxModule {
+			t.Errorf("%d of %d are read at once", n, many)
+		}
+		w.Close()
+	})
+}
+
+// TestWatcherGuess: of a file that is only a guess nothing is fetched.
+func TestWatcherGuess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := someImage()
+		for path, f := range m.files {
+			f.sure = false
+			m.files[path] = f
+		}
+		for _, l := range m.layers {
+			l.far = true
+		}
+		w := watch(t, m)
+		defer w.Close()
+		begin(w, m, "/bin/program", "/app/main.py")
+		settle()
+		if got := m.wished(); len(got) > 0 || m.layers[0].reading() > 0 || m.layers[1].reading() > 0 {
+			t.Errorf("%q, and it was read", got)
 		}
 	})
 }

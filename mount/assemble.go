@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/laminafs/lamina/fetch"
+	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
 	"github.com/laminafs/lamina/lookahead"
@@ -64,11 +66,21 @@ func (s *server) assemble(ctx context.Context, o Options, p Progress) error {
 
 // reopen opens the layers of a mount that exists, without image or registry.
 func (s *server) reopen(ctx context.Context, m *State) error {
+	opened, err := m.open(ctx, s.store)
+	if err != nil {
+		return fmt.Errorf("reopen mount %s: %w", m.Name, err)
+	}
+	s.tree = &tree{opened, s.ahead}
+	return nil
+}
+
+// open opens the layers that m was made of.
+func (m *State) open(ctx context.Context, st *store.Store) (*store.Tree, error) {
 	var repo reference.Named
 	if m.Repository != "" {
 		var err error
 		if repo, err = reference.ParseNormalizedNamed(m.Repository); err != nil {
-			return fmt.Errorf("reopen mount %s: %w", m.Name, err)
+			return nil, err
 		}
 	}
 	sources := make([]layer.Source, len(m.Layers))
@@ -78,20 +90,29 @@ func (s *server) reopen(ctx context.Context, m *State) error {
 		case l.File != "":
 			file := fetch.OpenFile(l.File, l.Offset, l.Desc.Size, l.Desc.Digest)
 			sources[i].Blob = file
-			if local, ok := file.(fetch.Local); ok && repo != nil {
-				sources[i].Blob = fetch.Fallback(local, s.store.Client.Blob(repo, l.Desc))
+			if repo != nil {
+				sources[i].Blob = fetch.Fallback(file, st.Client.Blob(repo, l.Desc))
 			}
 		case repo != nil:
-			sources[i].Blob = s.store.Client.Blob(repo, l.Desc)
+			sources[i].Blob = st.Client.Blob(repo, l.Desc)
 		}
 	}
-	opened, err := s.store.OpenLayers(ctx, sources, nil)
+	opened, err := st.OpenLayers(ctx, sources, nil)
 	if err != nil {
-		return fmt.Errorf("reopen mount %s: %w", m.Name, err)
+		return nil, err
 	}
-	s.tree = &tree{opened, s.ahead}
-	return nil
+	// The kernel goes on with the nodes and the data of the tree that it knows. A
+	// file that was replaced since, or a published index that is no longer taken,
+	// gives another tree, whose bytes would be served as those of the first one.
+	if opened.Chain.ID != m.Chain {
+		_ = opened.Close()
+		return nil, errOtherLayers
+	}
+	return opened, nil
 }
+
+// errOtherLayers says that a session cannot be gone on with.
+var errOtherLayers = errors.New("layers changed since the mount was made")
 
 // state makes the record of a mount of t called name.
 func (t *tree) state(name string, o Options) *State {
@@ -121,7 +142,7 @@ func ResolveDir(dir string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mountpoint %s: %w", dir, err)
 	}
-	if fi, err := os.Lstat(abs); err == nil && fi.Mode()&os.ModeSymlink == 0 || abs == "/" || stale(abs) {
+	if fi, err := os.Lstat(abs); err == nil && fi.Mode()&os.ModeSymlink == 0 || abs == "/" || fs.IsStale(abs) {
 		parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
 		if err != nil {
 			return "", fmt.Errorf("mountpoint %s: %w", dir, err)

@@ -7,12 +7,13 @@
 //
 //   - the command that was typed. It starts the server, shows its progress and
 //     returns when the tree is usable;
-//   - the server (Serve). It resolves and assembles the image, mounts, and
-//     answers the kernel. It alone holds connections and tokens, so the ones
+//   - the server ([ServeCommand]). It resolves and assembles the image, mounts,
+//     and answers the kernel. It alone holds connections and tokens, so the ones
 //     that fetched the manifest also fetch the data;
-//   - the holder (Hold). It does nothing but keep the FUSE session's descriptor:
-//     when the server dies, the holder starts another one, which goes on with
-//     the same session. Readers notice a pause.
+//   - the holder ([HoldCommand]). It does nothing but keep the FUSE session's
+//     descriptor: when the server dies, the holder starts another one
+//     ([TakeoverCommand]), which goes on with the same session. Readers notice a
+//     pause.
 //
 // A kernel-engine mount whose layers are all complete has no process at all.
 //
@@ -24,7 +25,9 @@
 //     after a crash or a reboot a record without a mount is rubbish and is
 //     removed by whoever finds it.
 //   - a server that is told to take over needs nothing but state.json, the FUSE
-//     descriptor and the store: no registry, no image store.
+//     descriptor and the store's layers: it resolves no image, in a registry or in
+//     the store, and it goes on with exactly the layers that were mounted or not at
+//     all. A registry is asked when bytes are read that are not here.
 //
 // The package does not promise that a mount survives the death of server and
 // holder together: its directory then answers ENOTCONN until it is unmounted,

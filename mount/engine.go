@@ -2,6 +2,7 @@ package mount
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,11 +17,18 @@ import (
 
 // chooseEngine returns the engine for what was asked, and why it is not the
 // kernel's when it is not.
-func chooseEngine(asked Engine) (Engine, string, error) {
+func chooseEngine(o Options) (Engine, string, error) {
+	asked := o.Engine
+	if asked == FUSE && o.RW {
+		return "", "", errors.New("the fuse engine cannot write yet: use --engine kernel, or auto")
+	}
 	if asked == FUSE {
 		return FUSE, "", nil
 	}
 	err := fs.KernelSupport()
+	if err != nil && o.RW {
+		return "", "", fmt.Errorf("mount writable: %w", err)
+	}
 	if err == nil {
 		return Kernel, "", nil
 	}
@@ -75,8 +83,9 @@ func (t *tree) devices(m *State) []string {
 	for i, l := range t.Layers {
 		// A tar inside an archive has a path too, but not one to give away: its
 		// data does not begin where the file does.
-		if p, ok := l.DataFile(); ok {
-			paths[i], m.Layers[i].Direct = p, true
+		p, ok := l.DataFile()
+		if m.Layers[i].Direct = ok; ok {
+			paths[i] = p
 		}
 	}
 	return paths
@@ -99,7 +108,7 @@ func (s *session) mount(m *State, t *tree, start func()) (err error) {
 		return err
 	}
 	return fs.MountKernel(m.Options.Dir, fs.KernelMount{
-		Meta: t.Chain.Path, Devices: devices,
+		Meta: t.Chain.Path, Devices: devices, Writable: m.writable(),
 		Serve: func(dev *os.File) error {
 			fd, err := unix.FcntlInt(dev.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 			if err != nil {
@@ -119,5 +128,8 @@ func (t *tree) mountComplete(m *State) error {
 	if err := m.save(); err != nil {
 		return err
 	}
-	return fs.MountErofs(m.Options.Dir, t.Chain.Path, devices, fs.ErofsOptions{})
+	if err := fs.MountKernel(m.Options.Dir, fs.KernelMount{Meta: t.Chain.Path, Devices: devices, Writable: m.writable()}); err != nil {
+		return err
+	}
+	return m.keep()
 }

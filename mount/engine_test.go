@@ -72,7 +72,7 @@ func TestDevicesOfTars(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	m := &State{Layers: make([]LayerState, 2)}
+	m := &State{Layers: []LayerState{{}, {Direct: true}}} // as a clone that failed left it
 	got := tr.devices(m)
 	path, _ := alone.Blob.(fetch.Local).File()
 	if got[0] != path || !m.Layers[0].Direct {

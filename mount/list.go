@@ -20,6 +20,7 @@ const (
 	Recovering Status = "recovering"
 	Detached   Status = "detached"
 	Dead       Status = "dead"
+	Unmounted  Status = "unmounted" // a workspace
 )
 
 // Entry is one line of a list of mounts.
@@ -28,8 +29,8 @@ type Entry struct {
 	Status Status `json:"status"`
 }
 
-// grace is how long a record may be without a mount: its server is about to
-// mount, or has just ended and is about to remove it.
+// grace is how long a record may be without a mount: who wrote it is about to
+// mount or to clone, or its server has just ended and is about to remove it.
 const grace = 5 * time.Second
 
 // List returns the mounts of the store at root, ordered by name. Records that
@@ -56,8 +57,11 @@ func List(root string) ([]Entry, error) {
 		m, ok := at[s.Options.Dir]
 		status := s.status(byName, ok && s.owns(m))
 		if status == "" {
-			_ = s.remove()
-			continue
+			_ = s.end()
+			if !s.Kept {
+				continue
+			}
+			status = Unmounted
 		}
 		entries = append(entries, Entry{State: *s, Status: status})
 	}
@@ -66,6 +70,9 @@ func List(root string) ([]Entry, error) {
 
 // owns reports whether m is the mount that s records.
 func (s *State) owns(m fs.MountInfo) bool {
+	if s.Options.RW {
+		return m.FSType == "overlay" && m.Source == s.source()
+	}
 	if s.Engine == Kernel {
 		return m.FSType == "erofs" && m.Source == s.chainPath()
 	}
@@ -94,11 +101,15 @@ func (s *State) status(byName map[string]*State, mounted bool) Status {
 		return Dead
 	case s.Server.Alive() || s.Holder.Alive():
 		return Detached
-	case time.Since(s.Created) < grace && s.ServedBy == "":
+	case !s.Kept && time.Since(s.Created) < grace:
 		return Detached
 	}
 	return ""
 }
+
+// Find returns the mount or workspace of the store at root that target, a
+// mountpoint or a name, means; a *NotMountedError if there is none.
+func Find(root, target string) (*Entry, error) { return find(root, target) }
 
 // find returns the mount that target, a mountpoint or a name, means.
 func find(root, target string) (*Entry, error) {
@@ -113,7 +124,7 @@ func find(root, target string) (*Entry, error) {
 	var found *Entry
 	for i, e := range all {
 		// A detached mount has left its place to others.
-		if e.Name == target || e.Options.Dir == dir && e.Status != Detached {
+		if e.Name == target || e.Options.Dir == dir && e.Status != Detached && (e.Status != Unmounted || found == nil) {
 			found = &all[i]
 		}
 	}

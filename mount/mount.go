@@ -19,7 +19,7 @@ import (
 // Mount shows the image that o names at o.Dir and returns when the tree can be
 // used. A server goes on in the background where one is needed. p may be nil.
 func Mount(ctx context.Context, o Options, p Progress) (*State, error) {
-	if err := prepare(&o); err != nil {
+	if err := prepare(ctx, &o); err != nil {
 		return nil, err
 	}
 	if o.Engine != FUSE && !o.Fill {
@@ -28,11 +28,11 @@ func Mount(ctx context.Context, o Options, p Progress) (*State, error) {
 			return s, err
 		}
 	}
-	return startServer(ctx, newName(o.Dir), o, p)
+	return startServer(ctx, o.name(), o, p)
 }
 
 // prepare checks what can be checked before anything is started.
-func prepare(o *Options) error {
+func prepare(ctx context.Context, o *Options) error {
 	name, err := image.ParseName(o.Image)
 	if err != nil {
 		return err
@@ -44,16 +44,17 @@ func prepare(o *Options) error {
 		}
 		o.Image = name.String()
 	}
-	return prepareDir(*o)
+	if err := prepareDir(ctx, *o); err != nil {
+		return err
+	}
+	return resume(o)
 }
 
 // prepareDir makes sure that o.Dir can be mounted on: it clears away a dead
 // server's mount and refuses a place where a mount of ours is alive.
-func prepareDir(o Options) error {
-	if stale(o.Dir) {
-		if err := fs.Unmount(o.Dir, true); err != nil {
-			return fmt.Errorf("clear the dead mount at %s: %w", o.Dir, err)
-		}
+func prepareDir(ctx context.Context, o Options) error {
+	if _, err := fs.CleanStale(ctx, o.Dir); err != nil {
+		return fmt.Errorf("clear the dead mount at %s: %w", o.Dir, err)
 	}
 	fi, err := os.Stat(o.Dir)
 	if errors.Is(err, iofs.ErrNotExist) {
@@ -66,7 +67,7 @@ func prepareDir(o Options) error {
 		return fmt.Errorf("mountpoint %s is not a directory", o.Dir)
 	}
 	e, err := find(o.Root, o.Dir)
-	if isNotMounted(err) {
+	if isNotMounted(err) || err == nil && e.Status == Unmounted {
 		return nil
 	}
 	if err != nil {
@@ -97,28 +98,35 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	if err != nil {
 		return nil, errNeedsServer // which will say what is wrong, if anything is
 	}
+	index := store.IndexAuto
+	if o.Index == string(store.IndexNever) {
+		index = store.IndexNever
+	}
 	for _, l := range img.Layers {
-		if key, _, _ := layer.Key(layer.Source(l)); !st.Cache.Has(key) && !st.Cache.HasIndexed(layer.Source(l)) {
+		if key, _, _ := layer.Key(layer.Source(l)); !st.Cache.Has(key) && (index == store.IndexNever || !st.Cache.HasIndexed(layer.Source(l))) {
 			return nil, errNeedsServer
 		}
 	}
 	o.Pull = image.PullNever.String()
-	opened, err := st.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: image.PullNever}, nil)
+	opened, err := st.Open(ctx, store.Ref{Name: o.Image, Platform: o.Platform, Pull: image.PullNever, Index: index}, nil)
 	if err != nil {
 		return nil, errNeedsServer
 	}
 	t := &tree{opened, ahead}
 	defer func() { _ = t.Close() }()
-	m := t.state(newName(o.Dir), o)
+	m := t.state(o.name(), o)
 	m.Engine = Kernel
 	if ok, err := cloneChain(m); ok || err != nil {
 		return m, err
+	}
+	if err := m.prepareUpper(t.Overlay()); err != nil {
+		return nil, errors.Join(err, m.end())
 	}
 	if !t.Complete() {
 		return nil, errNeedsServer
 	}
 	if err := t.mountComplete(m); err != nil {
-		_ = m.remove()
+		_ = m.end()
 		return nil, errNeedsServer // which says why, or has another engine
 	}
 	return m, nil
@@ -128,12 +136,15 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 // that both share one superblock and its page cache. It reports whether there
 // was one to clone.
 func cloneChain(m *State) (bool, error) {
+	if m.Options.RW {
+		return false, nil // its own overlayfs needs a mount of its own beneath
+	}
 	all, err := List(m.Options.Root)
 	if err != nil {
 		return false, err
 	}
 	for _, e := range all {
-		if e.Engine != Kernel || e.Chain != m.Chain || e.Status != Serving && e.Status != NoServer {
+		if e.Engine != Kernel || e.Options.RW || e.Chain != m.Chain || e.Status != Serving && e.Status != NoServer {
 			continue
 		}
 		m.ServedBy = e.ServedBy
@@ -149,7 +160,7 @@ func cloneChain(m *State) (bool, error) {
 		if err := fs.CloneMount(e.Options.Dir, m.Options.Dir); err != nil {
 			_ = m.remove()
 			// The other may be unmounted at this very moment: make a new one.
-			m.ServedBy = ""
+			m.clearKernel()
 			return false, nil
 		}
 		return true, nil

@@ -71,6 +71,11 @@ func TestListRemovesRubbish(t *testing.T) {
 	if err := young.save(); err != nil {
 		t.Fatal(err)
 	}
+	clone := record(t, root, "b-3") // about to be cloned from another
+	clone.Created, clone.ServedBy, clone.Engine = time.Now(), "c-3", Kernel
+	if err := clone.save(); err != nil {
+		t.Fatal(err)
+	}
 	alive := record(t, root, "c-3")
 	alive.Server = self()
 	if err := alive.save(); err != nil {
@@ -80,8 +85,8 @@ func TestListRemovesRubbish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 2 || got[0].Name != "b-2" || got[1].Name != "c-3" || got[1].Status != Detached {
-		t.Errorf("listed %+v, want the young record and the one with a server", got)
+	if len(got) != 3 || got[0].Name != "b-2" || got[1].Name != "b-3" || got[2].Name != "c-3" || got[2].Status != Detached {
+		t.Errorf("listed %+v, want the young records and the one with a server", got)
 	}
 	if _, err := os.Stat(s.dir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the rubbish is still there: %v", err)
@@ -111,6 +116,24 @@ func TestStatus(t *testing.T) {
 	clone := &State{ServedBy: "x"}
 	if got := clone.status(map[string]*State{"x": {Server: self()}}, true); got != Serving {
 		t.Errorf("a clone of a served mount is %q", got)
+	}
+}
+
+// What a kernel mount that failed has noted must not keep layers from eviction
+// while FUSE serves them, nor send who asks for statistics to another server.
+func TestClearKernel(t *testing.T) {
+	root := t.TempDir()
+	s := record(t, root, "a-1")
+	s.Server, s.Layers[0].Direct, s.ServedBy = self(), true, "x"
+	s.clearKernel()
+	if err := s.save(); err != nil {
+		t.Fatal(err)
+	}
+	if held, err := Held(root); err != nil || len(held) != 0 {
+		t.Errorf("held: %v, %v", held, err)
+	}
+	if s.ServedBy != "" {
+		t.Errorf("served by %q", s.ServedBy)
 	}
 }
 

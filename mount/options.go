@@ -35,6 +35,12 @@ type Options struct {
 	Dir string `json:"dir"`
 	// Engine is what was asked for.
 	Engine Engine `json:"engine"`
+	// RW makes the mount writable: a workspace, called Name, whose changes are in
+	// Upper, or in the store if that is empty. Upper is absolute. A workspace that
+	// exists is gone on with.
+	RW    bool   `json:"rw,omitempty"`
+	Name  string `json:"name,omitempty"`
+	Upper string `json:"upper,omitempty"`
 	// Platform is os/arch[/variant]; empty means the host's.
 	Platform string `json:"platform,omitempty"`
 	// Pull is missing (default), always or never, as docker has it.

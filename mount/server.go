@@ -24,11 +24,11 @@ import (
 // server, and nothing is left mounted.
 func ServeCommand(ctx context.Context, name string, o Options, events *os.File) error {
 	log := newLogger(os.Stderr)
-	hurry()
+	calm := hurry()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	talk := &talker{enc: json.NewEncoder(events), gone: cancel}
-	srv := &server{log: log, hold: true}
+	srv := &server{log: log, hold: true, calm: calm}
 	err := srv.run(ctx, name, o, talk, func(s *State) {
 		talk.send(event{Ready: s})
 		_ = events.Close()
@@ -42,16 +42,21 @@ func ServeCommand(ctx context.Context, name string, o Options, events *os.File) 
 
 // Until the tree is usable garbage is collected more rarely than Go would: the
 // tables of contents of an ordinary image fit into hurryLimit bytes, and
-// somebody waits. Beyond that many it is collected as ever.
+// somebody waits. Beyond that many it is collected as often as it takes to stay
+// below. That must not go on: who serves a tree with more than that in use would
+// do little else.
 const (
-	usualGC    = 100 // percent, Go's own
-	hurryGC    = 800
+	hurryGC    = 800 // percent
 	hurryLimit = 256 << 20
 )
 
-func hurry() {
-	debug.SetGCPercent(hurryGC)
-	debug.SetMemoryLimit(hurryLimit)
+// hurry begins that, and calm ends it, with what was set before.
+func hurry() (calm func()) {
+	percent, limit := debug.SetGCPercent(hurryGC), debug.SetMemoryLimit(hurryLimit)
+	return func() {
+		debug.SetGCPercent(percent)
+		debug.SetMemoryLimit(limit)
+	}
 }
 
 // watchPause is how often a mount in front that the kernel serves alone is
@@ -61,11 +66,11 @@ const watchPause = 500 * time.Millisecond
 // Foreground mounts as Mount does but serves in the calling process, until ctx
 // ends or the tree is unmounted. ready is called once the tree can be used.
 func Foreground(ctx context.Context, o Options, p Progress, ready func(*State)) error {
-	if err := prepare(&o); err != nil {
+	if err := prepare(ctx, &o); err != nil {
 		return err
 	}
 	srv := &server{log: newLogger(os.Stderr)}
-	err := srv.run(ctx, newName(o.Dir), o, p, ready)
+	err := srv.run(ctx, o.name(), o, p, ready)
 	if err == nil && srv.session == nil {
 		return srv.state.watch(ctx)
 	}
@@ -135,8 +140,9 @@ func (t *talker) Layer(i int, digest string, done, total int64) {
 // server is one process serving one mount.
 type server struct {
 	log   *slog.Logger
-	hold  bool // start a holder
-	ready bool // the tree was usable
+	hold  bool   // start a holder
+	ready bool   // the tree was usable
+	calm  func() // ends the hurry of the start; may be nil
 
 	store   *store.Store
 	ahead   *lookahead.Watcher
@@ -147,7 +153,7 @@ type server struct {
 
 // run makes the mount and serves it to its end.
 func (s *server) run(ctx context.Context, name string, o Options, p Progress, ready func(*State)) (err error) {
-	engine, reason, err := chooseEngine(o.Engine)
+	engine, reason, err := chooseEngine(o)
 	if err != nil {
 		return err
 	}
@@ -162,10 +168,13 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
 	s.state = s.tree.state(name, o)
 	s.state.Engine, s.state.Reason = engine, reason
+	if err = s.state.prepareUpper(s.tree.Overlay()); err != nil {
+		return err
+	}
 	alone := false // the mount goes on without a server
 	defer func() {
 		if !alone {
-			err = errors.Join(err, s.state.remove())
+			err = errors.Join(err, s.state.end())
 		}
 	}()
 	if engine == Kernel {
@@ -174,9 +183,10 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 		}
 	}
 	err = s.serve(ctx, false, ready)
-	if err != nil && o.Engine == Auto && engine == Kernel && !s.ready {
+	if err != nil && o.Engine == Auto && engine == Kernel && !s.ready && !o.RW {
 		s.log.Warn("kernel engine failed, going on with fuse", "error", err)
 		s.state.Engine, s.state.Reason = FUSE, err.Error()
+		s.state.clearKernel()
 		err = s.serve(ctx, false, ready)
 	}
 	return err
@@ -219,16 +229,28 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 	sctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	ended := make(chan error, 1)
-	serving := func() { go func() { ended <- s.session.serve(sctx) }() }
-	if takeover {
-		serving()
-	} else if err := s.session.mount(s.state, s.tree, serving); err != nil {
-		if s.session.dev != nil {
-			_ = s.session.dev.Close()
+	started := false
+	serving := func() {
+		started = true
+		go func() { ended <- s.session.serve(sctx) }()
+	}
+	// abandon waits for the handlers, which read the tree that is closed after this.
+	abandon := func(err error) error {
+		if cancel(); started {
+			s.log.Debug("serving was given up", "error", <-ended)
 		}
 		return err
 	}
-	defer func() { _ = s.session.dev.Close() }()
+	defer func() {
+		if s.session.dev != nil {
+			_ = s.session.dev.Close()
+		}
+	}()
+	if takeover {
+		serving()
+	} else if err := s.session.mount(s.state, s.tree, serving); err != nil {
+		return abandon(err)
+	}
 	if s.hold && !takeover {
 		h, err := startHolder(s.state, s.session.dev)
 		if err != nil {
@@ -236,9 +258,12 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 		}
 		s.state.Holder = h
 	}
+	if !takeover && s.state.Options.RW {
+		s.state.Kept = true
+	}
 	if err := s.state.save(); err != nil {
-		_ = fs.Unmount(s.state.Options.Dir, true)
-		return err
+		_ = fs.Unmount(sctx, s.state.Options.Dir, true)
+		return abandon(err)
 	}
 	control, err := s.listen()
 	if err != nil {
@@ -256,7 +281,7 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 			return err
 		case <-ctx.Done():
 			s.log.Info("asked to end", "mount", s.state.Name)
-			if err := fs.Unmount(s.state.Options.Dir, true); err != nil {
+			if err := fs.Unmount(sctx, s.state.Options.Dir, true); err != nil {
 				s.log.Warn("unmount", "error", err)
 			}
 			ctx = sctx
@@ -273,7 +298,9 @@ func (s *server) work(ctx context.Context) (stop func()) {
 	}
 	var wg sync.WaitGroup
 	// Indexes that were just built leave a heap that serving never needs again.
-	debug.SetGCPercent(usualGC)
+	if s.calm != nil {
+		s.calm()
+	}
 	wg.Go(func() {
 		debug.FreeOSMemory() // empties the pools
 		debug.FreeOSMemory() // frees what was in them
@@ -309,7 +336,7 @@ func TakeoverCommand(ctx context.Context, root, name string, dev *os.File) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
-	defer func() { err = errors.Join(err, m.remove()) }()
+	defer func() { err = errors.Join(err, m.end()) }()
 	s.session = newSession(m, s.tree, log)
 	s.session.dev = dev
 	log.Info("took over", "mount", name, "image", m.Image, "layers", len(m.Layers))

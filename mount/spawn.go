@@ -103,7 +103,7 @@ func startServer(ctx context.Context, name string, o Options, p Progress) (*Stat
 	if errors.Is(out.err, errServerGone) {
 		out.err = fmt.Errorf("%w: %s", out.err, lastWords(o.Root, name))
 	}
-	_ = os.RemoveAll(directory(o.Root, name))
+	forget(o.Root, name)
 	return nil, out.err
 }
 

@@ -56,6 +56,9 @@ type State struct {
 	// kernel engine mounts a chain once and clones it.
 	ServedBy string    `json:"servedBy,omitempty"`
 	Created  time.Time `json:"created"`
+	// Kept says that the record outlives the mount: it is a workspace that was
+	// mounted at least once.
+	Kept bool `json:"kept,omitempty"`
 }
 
 // Process identifies a process for longer than its id is unique.
@@ -108,20 +111,33 @@ func directory(root, name string) string { return filepath.Join(mountsDir(root),
 
 func (s *State) dir() string { return directory(s.Options.Root, s.Name) }
 
+// name is what the mount is called.
+func (o *Options) name() string {
+	if o.Name != "" {
+		return o.Name
+	}
+	return newName(o.Dir)
+}
+
 // newName makes a name from the mountpoint, for people, and a random end.
 func newName(dir string) string {
 	var r [4]byte
 	_, _ = rand.Read(r[:]) // never fails, by its documentation
-	base := strings.Map(func(c rune) rune {
-		if c == '-' || c == '_' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' {
-			return c
-		}
-		return '_'
-	}, filepath.Base(dir))
+	base := clean(filepath.Base(dir))
 	if len(base) > 40 {
 		base = base[:40]
 	}
 	return strings.TrimLeft(base, ".-") + "-" + hex.EncodeToString(r[:])
+}
+
+// clean replaces what is not to be in a name.
+func clean(name string) string {
+	return strings.Map(func(c rune) rune {
+		if c == '-' || c == '_' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' {
+			return c
+		}
+		return '_'
+	}, name)
 }
 
 // save replaces the record. It is written for other processes, not for the
@@ -182,5 +198,21 @@ func records(root string) ([]*State, error) {
 	return all, nil
 }
 
-// remove deletes the record and what lies beside it.
-func (s *State) remove() error { return os.RemoveAll(s.dir()) }
+// clearKernel takes back what a kernel mount that was tried and failed has noted.
+func (s *State) clearKernel() {
+	s.ServedBy = ""
+	for i := range s.Layers {
+		s.Layers[i].Direct = false
+	}
+}
+
+// remove deletes the record and what lies beside it, of a mount that is no
+// workspace, or never became one.
+func (s *State) remove() error {
+	dir := s.dir()
+	// Whatever the record says: what somebody wrote goes by Discard alone.
+	if written, err := os.ReadDir(filepath.Join(dir, upperName)); err == nil && len(written) > 0 {
+		return fmt.Errorf("remove mount %s: %s/%s is not empty", s.Name, dir, upperName)
+	}
+	return os.RemoveAll(dir)
+}

@@ -14,12 +14,13 @@ const farewell = 10 * time.Second
 // Unmount ends the mount that target, a mountpoint or a name, means, and
 // returns when its server has ended. A busy mount is an error that wraps
 // [fs.ErrBusy], unless lazy is set: then the tree is detached at once and its
-// server ends with the last user.
+// server ends with the last user. A mount that is busy is tried again for two
+// seconds and its server is given ten to end, or until ctx ends.
 func Unmount(ctx context.Context, root, target string, lazy bool) error {
 	e, err := find(root, target)
 	if err != nil {
-		if dir, rerr := ResolveDir(target); rerr == nil && stale(dir) {
-			return fs.Unmount(dir, true)
+		if dir, rerr := ResolveDir(target); rerr == nil && fs.IsStale(dir) {
+			return fs.Unmount(ctx, dir, true)
 		}
 		return fmt.Errorf("umount: %w", err)
 	}
@@ -27,9 +28,12 @@ func Unmount(ctx context.Context, root, target string, lazy bool) error {
 	if e.Status == Detached {
 		return fmt.Errorf("umount %s: already detached; it ends with its last user", target)
 	}
+	if e.Status == Unmounted {
+		return fmt.Errorf("umount: %w", &NotMountedError{Target: target})
+	}
 	// The users of a dead mount cannot be waited for: they get ENOTCONN anyway.
 	lazy = lazy || e.Status == Dead
-	if err := fs.Unmount(dir, lazy); err != nil {
+	if err := fs.Unmount(ctx, dir, lazy); err != nil {
 		return err
 	}
 	if lazy && e.Server.Alive() {
@@ -59,7 +63,7 @@ func (e *Entry) settle(ctx context.Context) error {
 	if e.servesOthers() {
 		return nil
 	}
-	return e.remove()
+	return e.end()
 }
 
 // servesOthers reports whether other mounts live on this one's server.
@@ -78,6 +82,3 @@ func (e *Entry) servesOthers() bool {
 	}
 	return false
 }
-
-// stale reports whether dir is a FUSE mount whose server is gone.
-func stale(dir string) bool { return fs.IsStale(dir) }

@@ -63,8 +63,9 @@ func (t *Tree) Resolve(path string) (index.NID, error) {
 const maxExtents = 1 << 10
 
 // Locate returns where the data of the regular file at path lies, of Device i in
-// layer i-1; holes are left out. Errors are those of Resolve, and EINVAL if it is
-// no regular file or has data in more than 1024 places.
+// layer i-1; holes are left out. Errors are those of Resolve, EINVAL if it is no
+// regular file or has data in more than 1024 places, and index.ErrCorrupt if it has
+// data of a device that the tree lacks.
 func (t *Tree) Locate(path string) ([]index.Extent, error) {
 	nid, err := t.Resolve(path)
 	if err != nil {
@@ -78,14 +79,19 @@ func (t *Tree) Locate(path string) ([]index.Extent, error) {
 		return nil, fmt.Errorf("locate %s: %w", path, unix.EINVAL)
 	}
 	var extents []index.Extent
-	known := true
+	var failed error
 	err = t.Extents(nid, 0, a.Size, func(e index.Extent) bool {
-		known = e.Device > 0 && int(e.Device) <= len(t.layers) && len(extents) < maxExtents
+		switch {
+		case e.Device == 0 || int(e.Device) > len(t.layers):
+			failed = fmt.Errorf("extent at %d of device %d: %w", e.FileOff, e.Device, index.ErrCorrupt)
+		case len(extents) == maxExtents:
+			failed = unix.EINVAL
+		}
 		extents = append(extents, e)
-		return known
+		return failed == nil
 	})
-	if err == nil && !known {
-		err = unix.EINVAL
+	if err == nil {
+		err = failed
 	}
 	if err != nil {
 		return nil, fmt.Errorf("locate %s: %w", path, err)

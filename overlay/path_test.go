@@ -184,3 +184,23 @@ func FuzzResolve(f *testing.F) {
 		}
 	})
 }
+
+// Data in places that are none is a fault of the index; a file in too many places
+// is only one that this does not answer for.
+func TestLocateFails(t *testing.T) {
+	root := &index.Node{Mode: unix.S_IFDIR | 0o755}
+	put(root, "stray", &index.Node{Mode: unix.S_IFREG, Size: 512, Extents: []index.Extent{{Len: 512, Device: 2}}})
+	put(root, "here", &index.Node{Mode: unix.S_IFREG, Size: 512, Extents: []index.Extent{{Len: 512, Device: 1}}})
+	scattered := &index.Node{Mode: unix.S_IFREG}
+	for i := range int64(1100) {
+		scattered.Extents = append(scattered.Extents, index.Extent{FileOff: i * 1024, Off: i * 2048, Len: 512, Device: 1})
+		scattered.Size = i*1024 + 512
+	}
+	put(root, "scattered", scattered)
+	tree := merged(t, root, 2, nil)
+	for path, want := range map[string]error{"stray": index.ErrCorrupt, "here": nil, "scattered": unix.EINVAL, "/": unix.EINVAL} {
+		if got, err := tree.Locate(path); !errors.Is(err, want) || err != nil && errors.Is(err, unix.EINVAL) != (want == unix.EINVAL) {
+			t.Errorf("%s: %v, %v", path, got, err)
+		}
+	}
+}

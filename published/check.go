@@ -90,30 +90,5 @@ func readTree(b []byte, t *layer.Table) (*index.Tree, error) {
 	}
 	hash := t.BlobDigest().Encoded()
 	tree.Devices[0].Tag = hash[:min(len(hash), 64)]
-	return tree, checkExtents(tree.Root, t.DataSize())
-}
-
-// checkExtents tells whether all extents beneath root lie in the first size
-// bytes of device 1.
-func checkExtents(root *index.Node, size int64) error {
-	seen := map[*index.Node]bool{} // files with several extents, which may have several names
-	for todo := []*index.Node{root}; len(todo) > 0; {
-		n := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		for _, c := range n.Children() {
-			todo = append(todo, c)
-		}
-		if len(n.Extents) > 1 {
-			if seen[n] {
-				continue
-			}
-			seen[n] = true
-		}
-		for _, e := range n.Extents {
-			if e.Device != 1 || e.Off < 0 || e.Len <= 0 || e.Off > size || e.Len > size-e.Off {
-				return fmt.Errorf("extent of %d bytes at %d of device %d", e.Len, e.Off, e.Device)
-			}
-		}
-	}
-	return nil
+	return tree, tree.CheckExtents()
 }

@@ -5,7 +5,8 @@
 // Its central type is Artifact: an OCI artifact that refers to the manifest of
 // one image for one platform. It has a blob for each layer that cannot be opened
 // lazily by itself, a pack. Pack makes one, Push uploads all and the artifact's
-// manifest, Find gets the Artifact, Unpack a layer.Scanned from a pack.
+// manifest, Find gets the Artifact (of several, what they have together), Unpack a
+// layer.Scanned from a pack.
 //
 // # The artifact
 //
@@ -32,8 +33,9 @@
 //
 // That an index tells the truth. Whoever may push to the repository can publish
 // one that leads to other names and other bytes than the layer has. The chunks'
-// digests come from the same place. It is known when all data was read and has,
-// or has not, the layer's diff ID; who needs to know sooner streams the layer.
+// digests come from the same place. It is known when all data was read: then the
+// cache compares it with the layer's diff ID, and the tree with the headers in it.
+// Who needs to know sooner streams the layer.
 //
 // Two that push to one image at the same time, to a registry without the
 // referrers API, may lose one of the entries: its list is read, changed and

@@ -5,6 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
+	"time"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -14,88 +17,128 @@ import (
 )
 
 const (
-	// maxCandidates bounds the manifests that are looked at for one image.
-	maxCandidates = 4
+	// maxCandidates bounds the manifests that are looked at for one image, all at
+	// once.
+	maxCandidates = 8
 
 	// maxManifest is the largest manifest that registries take.
 	maxManifest = 4 << 20
 )
 
-// Artifact is a published index of an image.
+// Artifact is a published index of an image: one artifact, or what several that
+// were published have together.
 type Artifact struct {
-	// Desc describes the artifact's manifest.
+	// Desc describes the manifest of the artifact that was preferred.
 	Desc ocispec.Descriptor
 	// Layers are the packs, in the same repository, by the digest of the image
-	// layer's blob that each is for. Their sizes are bounded, so that
+	// layer's blob that each is for. Of a layer that several artifacts have a pack
+	// for, it is that of the one preferred. Their sizes are bounded, so that
 	// fetch.ReadAll may be given Size as limit.
 	Layers map[digest.Digest]ocispec.Descriptor
 }
 
 // Find returns the published index of the image with the manifest subject, which
 // must be one for a platform, not an image index. There may be none for some of
-// the image's layers. It takes one request, to the referrers API, when nothing
-// refers to the image, and one more for the artifact; a registry without that API
-// is asked for the tag first.
+// the image's layers. Of several artifacts, eight at the most, all are taken
+// together: the newest is preferred by the time of creation that its annotation
+// says, then, of those that say none, the first in the registry's list.
+//
+// The artifacts take one round trip, beside what refs takes.
 //
 // ErrNone: there is none, or none that is sound. Other errors are those of
-// fetch: it is not known whether there is one. A registry that fails is asked
-// again as fetch does, for seconds if ctx has no deadline.
-func Find(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest) (*Artifact, error) {
-	a, err := find(ctx, c, reference.TrimNamed(repo), subject)
+// fetch and of ctx: nothing sound was found, and it is not known whether there is
+// anything. A registry that fails is asked again as fetch does, for seconds if ctx
+// has no deadline.
+func Find(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest, refs Referrers) (*Artifact, error) {
+	a, err := find(ctx, c, reference.TrimNamed(repo), subject, refs)
 	if err != nil {
 		return nil, fmt.Errorf("find index of %s@%s: %w", repo.Name(), subject, err)
 	}
 	return a, nil
 }
 
-func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest) (*Artifact, error) {
-	list, err := c.Referrers(ctx, repo, subject, ArtifactType)
-	if errors.Is(err, fetch.ErrNotFound) {
-		list, err = tagged(ctx, c, repo, subject)
+func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest, refs Referrers) (*Artifact, error) {
+	if err := subject.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", fetch.ErrDigest, err)
 	}
+	list, err := refs()
 	if err != nil {
 		return nil, err
 	}
-	for _, desc := range candidates(list) {
-		got, body, err := c.Manifest(ctx, repo, desc.Digest)
-		switch {
-		case errors.Is(err, fetch.ErrNotFound): // deleted, and the list does not know
-		case err != nil:
+	descs := candidates(list)
+	found, errs := make([]*artifact, len(descs)), make([]error, len(descs))
+	var wg sync.WaitGroup
+	for i, desc := range descs {
+		wg.Go(func() { found[i], errs[i] = get(ctx, c, repo, subject, desc) })
+	}
+	wg.Wait()
+	if a := merge(found); a != nil {
+		return a, nil
+	}
+	for _, err := range errs {
+		if err != nil {
 			return nil, err
-		case got.Size == desc.Size:
-			if a := parse(body, subject); a != nil {
-				got.ArtifactType = ArtifactType
-				a.Desc = got
-				return a, nil
-			}
 		}
 	}
 	return nil, ErrNone
 }
 
-// tagged returns the list that a registry without the referrers API has under a
-// tag made of the subject's digest.
-func tagged(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest) ([]ocispec.Descriptor, error) {
-	hash := subject.Encoded()
-	tag, err := reference.WithTag(repo, subject.Algorithm().String()+"-"+hash[:min(len(hash), 64)])
-	if err != nil {
-		return nil, err
-	}
-	desc, body, err := c.Manifest(ctx, tag, "")
-	var list ocispec.Index
+// get returns the artifact that desc lists, nil if it is none for subject or is
+// gone.
+func get(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest, desc ocispec.Descriptor) (*artifact, error) {
+	got, body, err := c.Manifest(ctx, repo, desc.Digest)
 	switch {
-	case errors.Is(err, fetch.ErrNotFound):
-		return nil, ErrNone
+	case errors.Is(err, fetch.ErrNotFound): // deleted, and the list does not know
+		return nil, nil
 	case err != nil:
 		return nil, err
-	case desc.MediaType != ocispec.MediaTypeImageIndex || json.Unmarshal(body, &list) != nil:
-		return nil, ErrNone // somebody else's tag
+	case got.Size != desc.Size:
+		return nil, nil
 	}
-	return list.Manifests, nil
+	a := parse(body, subject)
+	if a != nil {
+		got.ArtifactType = ArtifactType
+		a.Desc = got
+	}
+	return a, nil
 }
 
-// candidates returns those of list that may be ours, the likely ones first. Old
-// registries list an artifact by the type of its config.
+// artifact is an Artifact and when it was created, zero if it does not say.
+type artifact struct {
+	Artifact
+	created time.Time
+}
+
+// merge returns what those of found that are not nil have together, nil if all
+// are.
+func merge(found []*artifact) *Artifact {
+	found = slices.DeleteFunc(found, func(a *artifact) bool { return a == nil })
+	if len(found) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(found, func(a, b *artifact) int { return b.created.Compare(a.created) })
+	all := &found[0].Artifact
+	for _, a := range found[1:] {
+		for of, desc := range a.Layers {
+			if _, ok := all.Layers[of]; !ok {
+				all.Layers[of] = desc
+			}
+		}
+	}
+	return all
+}
+
+// created returns the time of creation among annotations, zero if there is none.
+func created(annotations map[string]string) time.Time {
+	t, err := time.Parse(time.RFC3339, annotations[ocispec.AnnotationCreated])
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// candidates returns those of list that may be ours, the likely ones first and of
+// those the newest. Old registries list an artifact by the type of its config.
 func candidates(list []ocispec.Descriptor) []ocispec.Descriptor {
 	var likely, possible []ocispec.Descriptor
 	for _, d := range list {
@@ -109,19 +152,23 @@ func candidates(list []ocispec.Descriptor) []ocispec.Descriptor {
 			possible = append(possible, d)
 		}
 	}
+	newest := func(a, b ocispec.Descriptor) int { return created(b.Annotations).Compare(created(a.Annotations)) }
+	slices.SortStableFunc(likely, newest)
+	slices.SortStableFunc(possible, newest)
 	all := append(likely, possible...)
 	return all[:min(len(all), maxCandidates)]
 }
 
 // parse returns the artifact whose manifest is body, nil if it is not one for
 // subject.
-func parse(body []byte, subject digest.Digest) *Artifact {
+func parse(body []byte, subject digest.Digest) *artifact {
 	var m ocispec.Manifest
 	if json.Unmarshal(body, &m) != nil || m.MediaType != ocispec.MediaTypeImageManifest ||
 		m.ArtifactType != ArtifactType || m.Subject == nil || m.Subject.Digest != subject {
 		return nil
 	}
-	a := &Artifact{Layers: map[digest.Digest]ocispec.Descriptor{}}
+	a := &artifact{created: created(m.Annotations)}
+	a.Layers = map[digest.Digest]ocispec.Descriptor{}
 	for _, d := range m.Layers {
 		of := digest.Digest(d.Annotations[AnnotationLayer])
 		_, again := a.Layers[of]

@@ -24,9 +24,14 @@ const (
 )
 
 const (
-	// maxUnpacked bounds the two files of a pack together. An index takes some
-	// 100 bytes for a file, a chunk table 4 MB for a GB of blob.
-	maxUnpacked = 512 << 20
+	// maxUnpacked bounds the two files of a pack together, and so does the size of
+	// the layer's blob: for a small one somebody's pack must not take much memory.
+	// A chunk table takes 4 MB for a GB of blob. An index takes some 100 bytes for
+	// a file, for which an empty one takes as few as 5 of a blob; hence the ratio,
+	// which is far above what layers of files with contents need.
+	maxUnpacked   = 512 << 20
+	leastUnpacked = 32 << 20
+	unpackedRatio = 32
 
 	// maxFraming is what the tar may have besides.
 	maxFraming = 1 << 20
@@ -47,8 +52,8 @@ var (
 )
 
 // Pack writes the index and the chunk table in the files named to w, as a pack.
-// The bytes depend on those of the files only. Errors: ErrTooBig, and those of
-// the files and of w.
+// The bytes depend on those of the files only. Errors: ErrTooBig when Unpack would
+// refuse the pack, and those of the files and of w.
 func Pack(w io.Writer, indexPath, chunksPath string) error {
 	if err := pack(w, indexPath, chunksPath); err != nil {
 		return fmt.Errorf("pack %s: %w", indexPath, err)
@@ -64,6 +69,10 @@ func pack(w io.Writer, indexPath, chunksPath string) error {
 	}
 	t := tar.NewWriter(z)
 	left := int64(maxUnpacked)
+	if table, err := layer.OpenTable(chunksPath); err == nil { // or what is wrong shows below
+		left = unpackedLimit(table.BlobSize())
+		_ = table.Close()
+	}
 	for _, m := range []struct{ name, path string }{{indexName, indexPath}, {chunksName, chunksPath}} {
 		n, err := addFile(t, m.name, m.path, left)
 		if err != nil {
@@ -77,6 +86,15 @@ func pack(w io.Writer, indexPath, chunksPath string) error {
 		return err
 	}
 	return z.Close()
+}
+
+// unpackedLimit is how large the files in the pack of a layer may be whose blob has
+// size bytes.
+func unpackedLimit(size int64) int64 {
+	if size > (maxUnpacked-leastUnpacked)/unpackedRatio {
+		return maxUnpacked
+	}
+	return leastUnpacked + unpackedRatio*max(size, 0)
 }
 
 // addFile adds the file at path as name and returns its size, at most limit.
@@ -105,7 +123,8 @@ func addFile(t *tar.Writer, name, path string, limit int64) (int64, error) {
 
 // Unpack reads the pack of the layer whose blob want describes. The bytes need
 // not be trusted, but who reads from a registry compares their digest first, as
-// fetch.ReadAll does. Table and tree of the result are in memory and belong to
+// fetch.ReadAll does. It takes 512 MiB at the most, and 32 MiB and 32 times the
+// blob's size if that is less. Table and tree of the result are in memory and belong to
 // the caller; the device's tag is the hex of the blob's digest, as nothing is
 // known of the diff ID.
 //
@@ -121,7 +140,7 @@ func Unpack(ctx context.Context, r io.Reader, want ocispec.Descriptor) (*layer.S
 
 func unpack(ctx context.Context, r io.Reader, want ocispec.Descriptor) (*layer.Scanned, error) {
 	in := &input{ctx: ctx, r: r}
-	files, err := readPack(in)
+	files, err := readPack(in, unpackedLimit(want.Size))
 	if in.err != nil {
 		return nil, in.err
 	}
@@ -141,16 +160,16 @@ func unpack(ctx context.Context, r io.Reader, want ocispec.Descriptor) (*layer.S
 	return s, ctx.Err()
 }
 
-// readPack returns the two files of a pack.
-func readPack(r io.Reader) (map[string][]byte, error) {
+// readPack returns the two files of a pack, of limit bytes together at the most.
+func readPack(r io.Reader, limit int64) (map[string][]byte, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 	if err != nil {
 		return nil, err
 	}
 	defer z.Close()
-	all := &io.LimitedReader{R: z, N: maxUnpacked + maxFraming}
+	all := &io.LimitedReader{R: z, N: limit + maxFraming}
 	t := tar.NewReader(all)
-	files, left := map[string][]byte{}, int64(maxUnpacked)
+	files, left := map[string][]byte{}, limit
 	for {
 		h, err := t.Next()
 		if err == io.EOF {
@@ -167,9 +186,11 @@ func readPack(r io.Reader) (map[string][]byte, error) {
 			return nil, fmt.Errorf("%s of %d bytes, at most %d wanted", h.Name, h.Size, left)
 		}
 		left -= h.Size // of a sparse file it is what reading gives, too
-		if files[h.Name], err = io.ReadAll(t); err != nil {
+		body := make([]byte, h.Size)
+		if _, err := io.ReadFull(t, body); err != nil {
 			return nil, fmt.Errorf("%s: %w", h.Name, err)
 		}
+		files[h.Name] = body
 	}
 	if len(files) != 2 {
 		return nil, fmt.Errorf("%d files instead of 2", len(files))

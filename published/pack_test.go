@@ -164,6 +164,35 @@ func TestUnpackInvalid(t *testing.T) {
 	}
 }
 
+// TestUnpackedLimit: what is unpacked is bounded by the size of the layer's blob,
+// and an index of a million files fits nevertheless.
+func TestUnpackedLimit(t *testing.T) {
+	f := newFixture(t, 1)
+	body := make([]byte, 60<<20) // of zeros: a small pack
+	big := packOf(t, file(indexName, f.index), file(chunksName, body))
+	_, err := unpack(big, f.desc)
+	if !errors.Is(err, published.ErrInvalid) || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("60 MB for a blob of %d: %v", f.desc.Size, err)
+	}
+	large := f.desc
+	large.Size = 5 << 20 // of a million empty files
+	if _, err := unpack(big, large); !errors.Is(err, published.ErrInvalid) || strings.Contains(err.Error(), "at most") {
+		t.Errorf("60 MB for a blob of 5 MB: %v", err)
+	}
+	million := packOf(t, file(indexName, make([]byte, 130<<20)), file(chunksName, f.chunks))
+	if _, err := unpack(million, large); !errors.Is(err, published.ErrInvalid) || strings.Contains(err.Error(), "at most") {
+		t.Errorf("an index of 130 MB for a blob of 5 MB: %v", err)
+	}
+
+	// What cannot be unpacked is not packed.
+	path := filepath.Join(t.TempDir(), indexName)
+	check(t, os.WriteFile(path, nil, 0o600))
+	check(t, os.Truncate(path, 60<<20))
+	if err := published.Pack(io.Discard, path, filepath.Join(f.dir, chunksName)); !errors.Is(err, published.ErrTooBig) {
+		t.Errorf("pack of 60 MB for a blob of %d: %v", f.desc.Size, err)
+	}
+}
+
 type zeroReader struct{}
 
 func (zeroReader) Read(p []byte) (int, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
@@ -55,7 +56,7 @@ type PackedLayer struct {
 // The registry is reached as Client.Origin says. Errors: fetch.ErrDenied when the
 // credentials do not suffice, fetch.ErrNotFound when the registry does not take
 // artifacts into that repository, fetch.ErrUnavailable, and those of ctx and of
-// the files.
+// the files, which are *fs.PathError.
 func Push(ctx context.Context, c *fetch.Client, repo reference.Named, subject ocispec.Descriptor, layers []PackedLayer) (ocispec.Descriptor, error) {
 	desc, err := push(ctx, c, repo, subject, layers)
 	if err != nil {
@@ -166,11 +167,14 @@ func (p packFile) MediaType() (types.MediaType, error) { return LayerMediaType, 
 func cause(ctx context.Context, err error) error {
 	var status *transport.Error
 	var address *url.Error
+	var file *fs.PathError
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case errors.As(err, &file):
+		return file // a pack that is gone is no fault of the registry
 	case errors.As(err, &status):
 		return refusal(status)
 	case errors.As(err, &address):

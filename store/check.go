@@ -22,7 +22,8 @@ type Problem struct {
 
 // Check verifies everything in the store: images and blobs, indexes, chunk tables
 // and cached data. With repair what is wrong is dropped. Others may use the store
-// meanwhile. The error says what could not be looked at.
+// meanwhile. The error says what could not be looked at; what has no digest is
+// logged.
 func (s *Store) Check(ctx context.Context, repair bool) ([]Problem, error) {
 	problems := []Problem{}
 	add := func(object, what string, repaired bool, err error) {
@@ -36,7 +37,9 @@ func (s *Store) Check(ctx context.Context, repair bool) ([]Problem, error) {
 	for _, p := range images {
 		add(filepath.Join("images", p.Object), p.What, p.Repaired, p.Err)
 	}
-	layers, errLayers := s.Cache.Check(ctx, cache.CheckOptions{Repair: repair})
+	layers, errLayers := s.Cache.Check(ctx, cache.CheckOptions{Repair: repair, Unverified: func(object string) {
+		s.Log.Warn("not verified: the layer is read by a SOCI index, which has no digests of data", "object", object)
+	}})
 	for _, p := range layers {
 		add(p.Object, p.What, p.Repaired, p.Err)
 	}

@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
 	"github.com/laminafs/lamina/published"
+	"github.com/laminafs/lamina/published/soci"
 )
 
 // IndexPolicy says whether a published index is used for layers that would have
@@ -49,36 +53,170 @@ const findTime = 3 * time.Second
 // maxPacked bounds a packed index, in bytes.
 const maxPacked = 256 << 20
 
-// indexes returns the packed indexes of those layers of img that would have to be
-// streamed, by the digests of the layers' blobs; nil where none are needed or
-// there are none.
-func (s *Store) indexes(ctx context.Context, img *image.Image, policy IndexPolicy) (map[digest.Digest]ocispec.Descriptor, error) {
+// maxUnpacking is how many indexes of an image are unpacked at once. Each may take
+// several times its size of memory.
+const maxUnpacking = 2
+
+// found is what is published for an image.
+type found struct {
+	repo   reference.Named
+	layers map[digest.Digest]ocispec.Descriptor // by the digest of the layer's blob
+	soci   bool                                 // they are ztocs, and else lamina's own
+	turns  chan struct{}                        // of those that unpack
+}
+
+// search is a search for what is published for an image. done is closed at its end;
+// what it found may be looked at then.
+type search struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	found  *found
+	err    error // wraps published.ErrNone if there is nothing; errHere: none was made
+}
+
+// errHere: no search was made, as the store seemed to have all layers.
+var errHere = errors.New("all layers are here")
+
+// startSearch starts a search for img in a goroutine of wg, which ends soon after
+// ctx does. If here, which may be nil, then says that all layers are here, none is
+// made.
+func (s *Store) startSearch(ctx context.Context, wg *sync.WaitGroup, img *image.Image, policy IndexPolicy, here func() bool) *search {
+	f := &search{done: make(chan struct{})}
+	if policy == IndexRequire {
+		ctx, f.cancel = context.WithCancel(ctx)
+	} else {
+		// What is only a short cut must not become a long wait.
+		ctx, f.cancel = context.WithTimeout(ctx, findTime)
+	}
+	wg.Go(func() {
+		defer close(f.done)
+		defer f.cancel()
+		if here != nil && here() {
+			f.err = errHere
+			return
+		}
+		f.found, f.err = s.find(ctx, img.Origin, img.Digest, img.Manifest.Annotations)
+	})
+	return f
+}
+
+// searchEarly starts the search while the config of img is under way, and with it
+// the diff IDs that tell whether a layer is here: a first mount then waits no longer
+// for it than for the config. It is nil where that would gain nothing, or where no
+// layer can want an index as far as is known.
+func (s *Store) searchEarly(ctx context.Context, wg *sync.WaitGroup, img *image.Image, policy IndexPolicy) *search {
+	if policy == IndexNever || img.Origin == nil || s.Images.HasBlob(img.Manifest.Config) {
+		return nil
+	}
+	wanting := map[digest.Digest]bool{}
+	for _, l := range img.Layers {
+		_, f, lazy := layer.Key(layer.Source(l))
+		if _, local := l.Blob.(fetch.Local); !lazy && !local && (f == layer.Gzip || f == layer.Zstd) {
+			wanting[l.Desc.Digest] = true
+		}
+	}
+	if len(wanting) == 0 {
+		return nil
+	}
+	return s.startSearch(ctx, wg, img, policy, func() bool {
+		all, err := s.Cache.Layers() // another image may have brought them
+		if err != nil {
+			return false
+		}
+		for _, l := range all {
+			delete(wanting, l.BlobDigest)
+		}
+		return len(wanting) == 0
+	})
+}
+
+// wait returns when the search is over, with the cause if ctx ends before.
+func (f *search) wait(ctx context.Context) error {
+	select {
+	case <-f.done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// find returns what is published for the image: lamina's own index, or else SOCI's.
+// It looks for both at once, because the second one would cost a round trip more.
+func (s *Store) find(ctx context.Context, repo reference.Named, subject digest.Digest, annotations map[string]string) (*found, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var theirs *published.Artifact
+	var theirErr error
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	refs := published.ReferrersOf(ctx, s.Client, repo, subject)
+	wg.Go(func() { theirs, theirErr = soci.Find(ctx, s.Client, repo, subject, annotations, refs) })
+	f := &found{repo: repo, turns: make(chan struct{}, maxUnpacking)}
+	own, err := published.Find(ctx, s.Client, repo, subject, refs)
+	if err == nil {
+		f.layers = own.Layers
+		return f, nil
+	}
+	wg.Wait()
+	if theirErr == nil {
+		f.layers, f.soci = theirs.Layers, true
+		return f, nil
+	}
+	if errors.Is(err, published.ErrNone) {
+		err = theirErr // that there is none, too, or that it is not known
+	}
+	return nil, err
+}
+
+// indexes returns what is published for those layers of img that would have to be
+// streamed; nil where none are needed or there are none. begun is the search that
+// was started before, if not nil, and start starts one.
+//
+// With IndexRequire there must be an index, and it must be for one at least of those
+// layers. The others are streamed: whoever publishes an index leaves out what it
+// cannot help, small layers or zstd of one frame.
+func (s *Store) indexes(ctx context.Context, img *image.Image, policy IndexPolicy, begun *search, start func() *search) (*found, error) {
+	if begun != nil {
+		defer begun.cancel() // nobody waits for it if none is needed
+	}
 	if policy == IndexNever || img.Origin == nil {
 		return nil, nil
 	}
-	needed := false
+	var wanting []digest.Digest
 	for _, l := range img.Layers {
-		needed = needed || s.wantsIndex(layer.Source(l))
+		if s.wantsIndex(layer.Source(l)) {
+			wanting = append(wanting, l.Desc.Digest)
+		}
 	}
-	if !needed {
+	if len(wanting) == 0 {
 		return nil, nil
 	}
-	if policy != IndexRequire {
-		// What is only a short cut must not become a long wait.
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, findTime)
-		defer cancel()
+	f := begun
+	if f == nil {
+		f = start()
 	}
-	found, err := published.Find(ctx, s.Client, img.Origin, img.Digest)
+	if err := f.wait(ctx); err != nil {
+		return nil, err
+	}
+	if errors.Is(f.err, errHere) { // not any more, or not by these diff IDs
+		f = start()
+		if err := f.wait(ctx); err != nil {
+			return nil, err
+		}
+	}
 	switch {
-	case err == nil:
-		return found.Layers, nil
-	case policy == IndexRequire && errors.Is(err, published.ErrNone):
+	case f.err == nil:
+		covers := func(d digest.Digest) bool { _, ok := f.found.layers[d]; return ok }
+		if policy == IndexRequire && !slices.ContainsFunc(wanting, covers) {
+			return nil, fmt.Errorf("%w for %s: the one that there is covers no layer that needs one", ErrNoIndex, img.Name)
+		}
+		return f.found, nil
+	case policy == IndexRequire && errors.Is(f.err, published.ErrNone):
 		return nil, fmt.Errorf("%w for %s; 'lamina index --push' publishes one", ErrNoIndex, img.Name)
 	case policy == IndexRequire:
-		return nil, err
-	case !errors.Is(err, published.ErrNone):
-		s.Log.Warn("cannot look for a published index: going on without", "image", img.Name, "error", err)
+		return nil, f.err
+	case !errors.Is(f.err, published.ErrNone):
+		s.Log.Warn("cannot look for a published index: going on without", "image", img.Name, "error", f.err)
 	}
 	return nil, nil
 }
@@ -92,18 +230,35 @@ func (s *Store) wantsIndex(src layer.Source) bool {
 	return layer.IndexedKey(src) != "" && !s.Cache.Has(key) && !s.Cache.HasIndexed(src)
 }
 
-// openByIndex opens the layer of src by the packed index that desc describes.
-func (s *Store) openByIndex(ctx context.Context, img *image.Image, src layer.Source, desc ocispec.Descriptor) (*cache.Layer, error) {
-	if of := desc.Annotations[published.AnnotationDiffID]; of != src.DiffID.String() {
+// openByIndex opens the layer of src by the index that f has for it: ErrNoIndex if
+// it has none.
+func (s *Store) openByIndex(ctx context.Context, f *found, src layer.Source) (*cache.Layer, error) {
+	if f == nil {
+		return nil, ErrNoIndex
+	}
+	desc, ok := f.layers[src.Desc.Digest]
+	if !ok || !s.wantsIndex(src) {
+		return nil, ErrNoIndex
+	}
+	if of := desc.Annotations[published.AnnotationDiffID]; !f.soci && of != src.DiffID.String() {
 		return nil, fmt.Errorf("packed index %s is for diff ID %.100q, not %s", desc.Digest, of, src.DiffID)
 	}
 	return s.Cache.Indexed(ctx, src, func(ctx context.Context) (*layer.Scanned, error) {
 		if desc.Size > maxPacked {
 			return nil, fmt.Errorf("packed index %s of %d bytes: more than %d", desc.Digest, desc.Size, int64(maxPacked))
 		}
-		raw, err := fetch.ReadAll(ctx, s.Client.Blob(img.Origin, desc), maxPacked)
+		raw, err := fetch.ReadAll(ctx, s.Client.Blob(f.repo, desc), maxPacked)
 		if err != nil {
 			return nil, err
+		}
+		select {
+		case f.turns <- struct{}{}:
+			defer func() { <-f.turns }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		if f.soci {
+			return soci.Unpack(ctx, raw, src.Desc)
 		}
 		return published.Unpack(ctx, bytes.NewReader(raw), src.Desc)
 	})

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -61,11 +60,7 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		if p := e.Platform; p.OS != "" {
 			im.Platform = &p
 		}
-		platform := ""
-		if im.Platform != nil {
-			platform = platforms.Format(*im.Platform)
-		}
-		found, err := s.Images.Lookup(ctx, e.Name, platform, nil)
+		found, err := s.Images.Load(ctx, e)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil, fmt.Errorf("list images: %w", context.Cause(ctx))

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -28,11 +29,24 @@ type PullOptions struct {
 	Policy image.Policy
 }
 
+// maxFetches bounds the blobs that one Pull is at: as many as the client has
+// requests under way by default.
+const maxFetches = 16
+
 // Pull makes a full local copy of an image: its blobs are in the store's layout
 // when it returns, each fetched once, and only if it was not there. What was
-// fetched before an error is kept, in mid-blob too. p counts the layers of all
-// platforms on. Errors are those of packages image and fetch, and of ctx.
+// fetched before an error is kept, in mid-blob too, and may be pruned if its image
+// could not be remembered. p counts the layers of all platforms on. Errors are those
+// of packages image and fetch, and of ctx. Names that are not of a registry are
+// refused before anything is read.
 func (s *Store) Pull(ctx context.Context, o PullOptions, p Progress) ([]Pulled, error) {
+	name, err := image.ParseName(o.Name)
+	if err != nil {
+		return nil, err
+	}
+	if name.Transport != image.Registry {
+		return nil, fmt.Errorf("pull %s: only images of registries are pulled; 'lamina mount' reads it in place", o.Name)
+	}
 	opts := image.Options{Platform: o.Platform, Pull: o.Policy, Client: s.Client, Store: s.Images, Log: s.Log}
 	var images []*image.Image
 	if o.AllPlatforms {
@@ -48,12 +62,10 @@ func (s *Store) Pull(ctx context.Context, o PullOptions, p Progress) ([]Pulled, 
 		}
 		images = []*image.Image{img}
 	}
-	if n, err := image.ParseName(o.Name); err != nil || n.Transport != image.Registry {
-		return nil, fmt.Errorf("pull %s: only images of registries are pulled; 'lamina mount' reads it in place", o.Name)
-	}
 	pulled := make([]Pulled, len(images))
 	first, seen := 0, map[digest.Digest]bool{}
 	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxFetches)
 	for i, img := range images {
 		pulled[i].Image = img
 		for k, l := range img.Layers {
@@ -76,5 +88,21 @@ func (s *Store) Pull(ctx context.Context, o PullOptions, p Progress) ([]Pulled, 
 	if err := g.Wait(); err != nil {
 		return nil, fmt.Errorf("pull %s: %w", o.Name, err)
 	}
+	for _, img := range images {
+		if err := s.remember(img); err != nil {
+			return nil, fmt.Errorf("pull %s: %w", o.Name, err)
+		}
+	}
 	return pulled, nil
+}
+
+// remember makes sure that an image is stored under its name: to open it, that is
+// not needed. One that is stored already keeps its entry, which may be of another
+// tool and one of several platforms.
+func (s *Store) remember(img *image.Image) error {
+	entries, err := s.Images.Find(img.Name)
+	if err == nil && slices.ContainsFunc(entries, func(e image.Entry) bool { return e.Digest == img.Digest }) {
+		return nil
+	}
+	return s.Images.Put(img)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -26,9 +27,11 @@ type Mounted struct {
 
 // Removed is one thing that was thrown away, or would be.
 type Removed struct {
-	Kind string `json:"kind"` // image, layer, chain or blob
+	// Kind is image, layer, chain, blob, or data: that of a layer whose blob stays.
+	Kind string `json:"kind"`
 	Name string `json:"name"`
-	// Freed is what it took on the disk, in bytes.
+	// Freed is what it took on the disk, in bytes; of data that would be removed,
+	// about.
 	Freed int64 `json:"freed"`
 }
 
@@ -41,7 +44,8 @@ type RemoveOptions struct {
 }
 
 // Remove takes the name away from an image, and throws away what no other image
-// and no mount uses of it. Errors wrap ErrMounted and those of package image.
+// and no mount uses of it; what others have left is for Prune. A mounted image may
+// lose one of several names. Errors wrap ErrMounted and those of package image.
 func (s *Store) Remove(ctx context.Context, name string, o RemoveOptions) ([]Removed, error) {
 	before, err := s.List(ctx)
 	if err != nil {
@@ -54,7 +58,7 @@ func (s *Store) Remove(ctx context.Context, name string, o RemoveOptions) ([]Rem
 			return nil, err
 		}
 		for _, t := range targets {
-			if o.Mounted.Images[t.Digest] && !named(before, t) {
+			if o.Mounted.Images[t.Digest] && !staysNamed(before, t.Digest, targets) {
 				return nil, fmt.Errorf("remove %s: %w; 'lamina umount' ends mounts, --force takes the name away all the same", t.Name, ErrMounted)
 			}
 		}
@@ -69,33 +73,38 @@ func (s *Store) Remove(ctx context.Context, name string, o RemoveOptions) ([]Rem
 		removed = append(removed, Removed{Kind: "image", Name: e.Name})
 		gone[e.Digest] = true
 	}
-	// Only what was this image's is freed: anything else is for Prune.
-	only := map[string]bool{}
-	blobs := map[digest.Digest]bool{}
+	only := &parts{keys: map[string]bool{}, chains: map[string]bool{}, blobs: map[digest.Digest]bool{}}
 	for _, im := range before {
-		if !gone[im.Digest] {
-			continue
-		}
-		blobs[im.Digest], blobs[im.ID] = true, true
-		for _, l := range im.Layers {
-			blobs[l.Digest] = true
-			for _, k := range l.Keys {
-				only[k] = true
-			}
+		if gone[im.Digest] {
+			only.add(im)
 		}
 	}
-	more, err := s.sweep(ctx, sweepOptions{mounted: o.Mounted, only: only, blobs: blobs})
+	more, err := s.sweep(ctx, sweepOptions{mounted: o.Mounted, only: only})
 	return append(removed, more...), err
 }
 
-// named reports whether another entry than t keeps the same image.
-func named(images []Image, t image.Entry) bool {
-	for _, im := range images {
-		if im.Digest == t.Digest && im.Name != t.Name {
-			return true
+// staysNamed reports whether an image has a name still when targets are gone.
+func staysNamed(images []Image, d digest.Digest, targets []image.Entry) bool {
+	return slices.ContainsFunc(images, func(im Image) bool {
+		return im.Digest == d && !slices.ContainsFunc(targets, func(t image.Entry) bool { return t.Name == im.Name && t.Digest == d })
+	})
+}
+
+// parts are what images are made of on the disk.
+type parts struct {
+	keys, chains map[string]bool
+	blobs        map[digest.Digest]bool
+}
+
+func (p *parts) add(im Image) {
+	p.blobs[im.Digest], p.blobs[im.ID], p.blobs[im.Index] = true, true, true
+	for _, l := range im.Layers {
+		p.blobs[l.Digest] = true
+		for _, k := range l.Keys {
+			p.keys[k] = true
 		}
 	}
-	return false
+	addChains(p.chains, im.Layers)
 }
 
 // PruneOptions say what to throw away.
@@ -111,61 +120,48 @@ type PruneOptions struct {
 
 // Prune throws away what nobody uses: layers, merged trees and blobs of no image
 // and no mount, and with All the images that are not mounted. Other processes may
-// go on using the store. What cannot be removed because it is in use stays.
+// go on using the store. What cannot be removed because it is in use stays. Where
+// damage to the store hides what is used, only images are removed, and the error
+// wraps image.ErrCorrupt.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) ([]Removed, error) {
 	var removed []Removed
-	spared := map[digest.Digest]bool{}
+	sweep := sweepOptions{mounted: o.Mounted, until: o.Until, dry: o.DryRun}
 	if o.All {
 		images, err := s.List(ctx)
 		if err != nil {
 			return nil, err
 		}
+		// By manifest: a name may stand for platforms that stay.
+		gone := map[named]bool{}
 		for _, im := range images {
 			if o.Mounted.Images[im.Digest] || !o.Until.IsZero() && (im.Created == nil || im.Created.After(o.Until)) {
-				spared[im.Digest] = true
 				continue
 			}
-			if !o.DryRun {
-				if _, err := s.Images.Remove(im.Name); err != nil && !errors.Is(err, image.ErrNotFound) {
-					return removed, err
-				}
+			gone[named{im.Name, im.Digest}] = true
+			if o.DryRun {
+				removed = append(removed, Removed{Kind: "image", Name: im.Name})
 			}
-			removed = append(removed, Removed{Kind: "image", Name: im.Name})
+		}
+		if o.DryRun {
+			sweep.gone = gone
+		} else {
+			entries, err := s.Images.RemoveEntries(func(e image.Entry) bool { return gone[named{e.Name, e.Digest}] })
+			if err != nil {
+				return nil, err
+			}
+			for _, e := range entries {
+				removed = append(removed, Removed{Kind: "image", Name: e.Name})
+			}
 		}
 	}
-	more, err := s.sweep(ctx, sweepOptions{mounted: o.Mounted, until: o.Until, dry: o.DryRun, all: o.All, spared: spared})
-	removed = append(removed, more...)
-	if err == nil && o.DryRun && o.All {
-		// The entries are there still, and lead to these.
-		more, err = s.blobsBut(ctx, spared)
-		removed = append(removed, more...)
-	}
-	return removed, err
+	more, err := s.sweep(ctx, sweep)
+	return append(removed, more...), err
 }
 
-// blobsBut returns the layers' blobs that only images lead to which are not
-// spared.
-func (s *Store) blobsBut(ctx context.Context, spared map[digest.Digest]bool) ([]Removed, error) {
-	images, err := s.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	seen := map[digest.Digest]bool{}
-	for _, im := range images {
-		for _, l := range im.Layers {
-			seen[l.Digest] = seen[l.Digest] || spared[im.Digest]
-		}
-	}
-	var list []Removed
-	for _, im := range images {
-		for _, l := range im.Layers {
-			if !seen[l.Digest] && s.Images.HasBlob(ocispec.Descriptor{Digest: l.Digest, Size: l.Size}) {
-				list = append(list, Removed{"blob", l.Digest.String(), l.Size})
-			}
-			seen[l.Digest] = true
-		}
-	}
-	return list, nil
+// named is what an image is called, and which one it is.
+type named struct {
+	name   string
+	digest digest.Digest
 }
 
 // sweepOptions bound a sweep.
@@ -173,34 +169,37 @@ type sweepOptions struct {
 	mounted Mounted
 	until   time.Time
 	dry     bool
-	// all makes a dry run, which has removed none, count only the images in spared
-	// as there.
-	all    bool
-	spared map[digest.Digest]bool
-	// only and blobs, if not nil, are what may be removed.
-	only  map[string]bool
-	blobs map[digest.Digest]bool
+	// gone are the images that a dry run has not removed, and takes for removed.
+	gone map[named]bool
+	// only, if not nil, is what may be removed.
+	only *parts
 }
 
-// sweep removes layers, merged trees and blobs that nobody uses.
+// isGone reports whether an entry is there only because this is a dry run.
+func (o *sweepOptions) isGone(e image.Entry) bool { return o.gone[named{e.Name, e.Digest}] }
+
+// spares reports whether something that no image uses stays all the same.
+func (o *sweepOptions) spares(mounted bool, used time.Time) bool {
+	return mounted || !o.until.IsZero() && used.After(o.until)
+}
+
+// sweep removes layers, merged trees and blobs that nobody uses, and the data of
+// layers whose blobs are here.
 func (s *Store) sweep(ctx context.Context, o sweepOptions) ([]Removed, error) {
+	// It refuses where damage hides what images need. Then nobody knows their
+	// layers either.
+	if _, err := s.Images.Prune(ctx, image.PruneOptions{DryRun: true, Without: o.isGone}); err != nil {
+		return nil, err
+	}
 	images, err := s.List(ctx)
 	if err != nil {
 		return nil, err
 	}
-	keys, chains, reached := map[string]bool{}, map[string]bool{}, map[digest.Digest]bool{}
+	need := parts{keys: map[string]bool{}, chains: map[string]bool{}, blobs: map[digest.Digest]bool{}}
 	for _, im := range images {
-		if o.dry && o.all && !o.spared[im.Digest] {
-			continue // it would be gone by now
+		if !o.isGone(image.Entry{Name: im.Name, Digest: im.Digest}) {
+			need.add(im)
 		}
-		reached[im.Digest], reached[im.Index], reached[im.ID] = true, true, true
-		for _, l := range im.Layers {
-			reached[l.Digest] = true
-			for _, k := range l.Keys {
-				keys[k] = true
-			}
-		}
-		addChains(chains, im.Layers)
 	}
 	var removed []Removed
 	layers, err := s.Cache.Layers()
@@ -208,53 +207,60 @@ func (s *Store) sweep(ctx context.Context, o sweepOptions) ([]Removed, error) {
 		return nil, err
 	}
 	for _, l := range layers {
-		if keys[l.Key] || o.mounted.Keys[l.Key] || o.only != nil && !o.only[l.Key] || o.young(l.Used) {
+		if o.spares(o.mounted.Keys[l.Key], l.Used) || o.only != nil && !o.only.keys[l.Key] {
 			continue
 		}
-		freed, err := l.Disk, error(nil)
-		if !o.dry {
-			freed, err = s.Cache.RemoveLayer(ctx, l.Key)
-		}
-		if errors.Is(err, cache.ErrInUse) {
+		if need.keys[l.Key] {
+			// Its bytes are kept once: the blob serves other tools, too.
+			if o.only == nil && l.Present > 0 && !l.InPlace && s.Images.HasBlob(ocispec.Descriptor{Digest: l.BlobDigest, Size: l.BlobSize}) {
+				if removed, err = o.remove(ctx, removed, Removed{"data", l.Key, l.Present}, s.Cache.DropData); err != nil {
+					return removed, err
+				}
+			}
 			continue
 		}
-		if err != nil {
+		if removed, err = o.remove(ctx, removed, Removed{"layer", l.Key, l.Disk}, s.Cache.RemoveLayer); err != nil {
 			return removed, err
 		}
-		removed = append(removed, Removed{"layer", l.Key, freed})
 	}
 	all, err := s.Cache.Chains()
 	if err != nil {
 		return removed, err
 	}
 	for _, c := range all {
-		if chains[c.ID] || o.mounted.Chains[c.ID] || o.young(c.Used) {
+		if need.chains[c.ID] || o.spares(o.mounted.Chains[c.ID], c.Used) || o.only != nil && !o.only.chains[c.ID] {
 			continue
 		}
-		freed, err := c.Disk, error(nil)
-		if !o.dry {
-			freed, err = s.Cache.RemoveChain(ctx, c.ID)
+		if removed, err = o.remove(ctx, removed, Removed{"chain", c.ID, c.Disk}, s.Cache.RemoveChain); err != nil {
+			return removed, err
 		}
+	}
+	return s.sweepBlobs(ctx, o, removed)
+}
+
+// remove removes one thing, unless it is in use, and adds it to removed.
+func (o *sweepOptions) remove(ctx context.Context, removed []Removed, r Removed, do func(context.Context, string) (int64, error)) ([]Removed, error) {
+	if !o.dry {
+		freed, err := do(ctx, r.Name)
 		if errors.Is(err, cache.ErrInUse) {
-			continue
+			return removed, nil
 		}
 		if err != nil {
 			return removed, err
 		}
-		removed = append(removed, Removed{"chain", c.ID, freed})
+		if r.Freed = freed; freed == 0 && r.Kind == "data" {
+			return removed, nil // it had gone, or is not kept twice for nothing
+		}
 	}
-	return s.sweepBlobs(ctx, o, reached, removed)
-}
-
-func (o *sweepOptions) young(used time.Time) bool {
-	return !o.until.IsZero() && used.After(o.until)
+	return append(removed, r), nil
 }
 
 // sweepBlobs removes blobs of the layout.
-func (s *Store) sweepBlobs(ctx context.Context, o sweepOptions, reached map[digest.Digest]bool, removed []Removed) ([]Removed, error) {
+func (s *Store) sweepBlobs(ctx context.Context, o sweepOptions, removed []Removed) ([]Removed, error) {
 	p := image.PruneOptions{
-		DryRun: o.dry,
-		Keep:   func(d digest.Digest) bool { return reached[d] || o.mounted.Blobs[d] || o.blobs != nil && !o.blobs[d] },
+		DryRun:  o.dry,
+		Keep:    func(d digest.Digest) bool { return o.mounted.Blobs[d] || o.only != nil && !o.only.blobs[d] },
+		Without: o.isGone,
 	}
 	if !o.until.IsZero() {
 		p.OlderThan = time.Since(o.until)

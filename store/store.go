@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -70,7 +71,7 @@ func New(o Options) (*Store, error) {
 
 // Close ends what the store does by itself. Its trees must have been closed.
 func (s *Store) Close() error {
-	err := s.Cache.Close()
+	err := errors.Join(s.Cache.Close(), s.Images.Close())
 	s.Client.Close()
 	if err != nil {
 		return fmt.Errorf("close store %s: %w", s.Root, err)

@@ -118,7 +118,7 @@ func TestUsage(t *testing.T) {
 	if want := two.Image.Layers[1].Desc.Size; two.Fetched != want {
 		t.Errorf("the second pull fetched %d bytes, want %d", two.Fetched, want)
 	}
-	u, err := s.Usage(t.Context(), map[digest.Digest]bool{one.Image.Digest: true})
+	u, err := s.Usage(t.Context(), store.Mounted{Images: map[digest.Digest]bool{one.Image.Digest: true}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestPrune(t *testing.T) {
 	if got := prune(store.PruneOptions{}); got["layer"] != 2 || got["chain"] != 1 {
 		t.Errorf("removed at last: %v", got)
 	}
-	u, err := s.Usage(t.Context(), nil)
+	u, err := s.Usage(t.Context(), nothing())
 	if err != nil || u.Disk != 0 {
 		t.Errorf("left: %+v, %v", u, err)
 	}
@@ -261,6 +261,19 @@ func TestIndexes(t *testing.T) {
 	_, _ = rand.NewChaCha8([32]byte([]byte(fmt.Sprintf("%-32s", "one")))).Read(want)
 	if n, err := o.Read(t.Context(), nid, got, 0); err != nil || n != len(want) || !bytes.Equal(got, want) {
 		t.Errorf("read: %d bytes, %v", n, err)
+	}
+	if err := tree.Close(); err != nil {
+		t.Error(err)
+	}
+	// Who wants none does not get what was opened by one before.
+	tree, err = two.Open(t.Context(), never, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range tree.Layers {
+		if strings.HasPrefix(l.Key(), "idx-") {
+			t.Errorf("opened as %s", l.Key())
+		}
 	}
 	if err := tree.Close(); err != nil {
 		t.Error(err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/laminafs/lamina/cache"
@@ -47,12 +46,21 @@ func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
 	defer func() { cancel(); ahead.Wait() }()
 	done := make(chan struct{})
 	defer close(done)
+	last := s.Cache.AnyLayer
+	if ref.Index == IndexNever {
+		last = s.Cache.Layer // nor by an index that was taken before
+	}
+	if ref.Index != IndexRequire && ref.Pull == image.PullNever {
+		ref.Index = IndexNever // nothing is asked of the registry but data
+	}
+	var begun *search
 	img, err := image.Open(ctx, ref.Name, image.Options{
 		Platform: ref.Platform, Pull: ref.Pull, Client: s.Client, Store: s.Images, Log: s.Log,
-		// Tables of contents are fetched while the config is still under way:
-		// that costs one round trip less.
-		OnManifest: func(_ *ocispec.Manifest, layers []image.Layer) {
-			for _, l := range layers {
+		// Tables of contents are fetched, and published indexes looked for, while
+		// the config is still under way: that costs one round trip less.
+		OnManifest: func(known *image.Image) {
+			begun = s.searchEarly(early, &ahead, known, ref.Index)
+			for _, l := range known.Layers {
 				if _, f, _ := layer.Key(layer.Source(l)); f != layer.EStargz && f != layer.ZstdChunked {
 					continue
 				}
@@ -74,25 +82,21 @@ func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
 	for i, l := range img.Layers {
 		sources[i] = layer.Source(l)
 	}
-	if ref.Index != IndexRequire && ref.Pull == image.PullNever {
-		ref.Index = IndexNever // nothing is asked of the registry but data
-	}
-	packed, err := s.indexes(ctx, img, ref.Index)
+	found, err := s.indexes(ctx, img, ref.Index, begun, func() *search {
+		return s.startSearch(early, &ahead, img, ref.Index, nil)
+	})
 	if err != nil {
 		return nil, err
 	}
 	t, err := s.openLayers(ctx, sources, p, func(ctx context.Context, src layer.Source) (*cache.Layer, error) {
-		desc, ok := packed[src.Desc.Digest]
-		if !ok || !s.wantsIndex(src) {
-			return nil, ErrNoIndex
-		}
-		l, err := s.openByIndex(ctx, img, src, desc)
-		if err != nil && ref.Index != IndexRequire && ctx.Err() == nil {
-			s.Log.Warn("published index is not used: streaming the layer", "blob", src.Desc.Digest, "index", desc.Digest, "error", err)
+		l, err := s.openByIndex(ctx, found, src)
+		if err != nil && !errors.Is(err, ErrNoIndex) && ref.Index != IndexRequire && ctx.Err() == nil {
+			s.Log.Warn("published index is not used: streaming the layer",
+				"blob", src.Desc.Digest, "index", found.layers[src.Desc.Digest].Digest, "error", err)
 			return nil, ErrNoIndex
 		}
 		return l, err
-	})
+	}, last)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", img.Name, err)
 	}
@@ -111,13 +115,14 @@ func (s *Store) Image(ctx context.Context, ref Ref) (*image.Image, error) {
 // OpenLayers opens layers, the bottom one first, and merges them. The tree has
 // no Image.
 func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progress) (*Tree, error) {
-	return s.openLayers(ctx, sources, p, nil)
+	return s.openLayers(ctx, sources, p, nil, s.Cache.AnyLayer)
 }
 
-// openLayers is OpenLayers with another way to open a layer, tried first: ErrNoIndex
-// means that it is none.
+// openLayers is OpenLayers with the way to open a layer, last, and another one that
+// is tried first, or nil: ErrNoIndex means that it is none.
 func (s *Store) openLayers(ctx context.Context, sources []layer.Source, p Progress,
 	first func(context.Context, layer.Source) (*cache.Layer, error),
+	last func(context.Context, layer.Source, func(done, total int64)) (*cache.Layer, error),
 ) (t *Tree, err error) {
 	t = &Tree{Layers: make([]*cache.Layer, len(sources))}
 	defer func() {
@@ -139,7 +144,7 @@ func (s *Store) openLayers(ctx context.Context, sources []layer.Source, p Progre
 					return err
 				}
 			}
-			t.Layers[i], err = s.Cache.Layer(gctx, src, report)
+			t.Layers[i], err = last(gctx, src, report)
 			return err
 		})
 	}

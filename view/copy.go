@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -46,7 +45,7 @@ func (e *SkippedError) Unwrap() error { return syscall.EPERM }
 
 // Copy copies what is at src in the image to dst on the disk, as cp -a does. A
 // symbolic link at the end of src is copied as a link. If dst is a directory, the
-// copy gets src's name in it, or if src ends with "/." or is the root, its
+// copy gets src's name in it, or if src ends with "/." or "/.." or is the root, its
 // contents come into dst. Otherwise the copy is dst itself, whose directory must
 // be there.
 //
@@ -91,6 +90,9 @@ func (c *copier) run(src, dst string) error {
 	if err != nil {
 		return err
 	}
+	if !contents && isDots(name) {
+		return fmt.Errorf("%q is no name for a copy: %w", name, syscall.EINVAL)
+	}
 	d, err := os.OpenFile(into, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
@@ -103,16 +105,26 @@ func (c *copier) run(src, dst string) error {
 	return c.copy(c.base, name, name, s.path, s.nid)
 }
 
+// isDots reports whether name leads to a directory that has another name.
+func isDots(name string) bool { return name == "." || name == ".." }
+
+// lastName splits a path, without slashes at its end, before its last name.
+func lastName(path string) (dir, name string) {
+	path = strings.TrimRight(path, "/")
+	cut := strings.LastIndexByte(path, '/') + 1
+	return path[:cut], path[cut:]
+}
+
 // contentsOf reports whether src names no file but what is in a directory.
 func contentsOf(src string, s *spot) bool {
-	last := src[strings.LastIndexByte(src, '/')+1:]
-	return s.path == "/" || last == "." || last == ".."
+	_, last := lastName(src)
+	return s.path == "/" || isDots(last)
 }
 
 // target decides where the copy of s goes: to name in the directory into, or its
 // contents into that.
 func target(src, dst string, s *spot) (into, name string, contents bool, err error) {
-	name = path.Base("/" + src)
+	_, name = lastName(src)
 	inside := contentsOf(src, s)
 	info, err := os.Stat(dst)
 	switch {
@@ -127,8 +139,15 @@ func target(src, dst string, s *spot) (into, name string, contents bool, err err
 	case dst == "":
 		return "", "", false, syscall.ENOENT
 	}
-	dst = filepath.Clean(dst)
-	return filepath.Dir(dst), filepath.Base(dst), false, nil
+	// Not cleaned: ".." behind a link is above where the link leads.
+	into, name = lastName(dst)
+	if isDots(name) {
+		return "", "", false, fmt.Errorf("%s: %w", dst, syscall.ENOENT)
+	}
+	if into == "" {
+		into = "."
+	}
+	return into, name, false, nil
 }
 
 // copy copies nid, which is at path in the image, to name in the directory dir.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"path"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,8 +17,8 @@ import (
 // CopyTar writes what is at src as a tar stream to w, for a destination "-": with
 // PAX headers for times to the nanosecond and for xattrs, owners as numbers, and
 // hard links among what is copied. Names in it begin with src's last name or, if
-// src ends with "/." or is the root, with ".". A symbolic link at the end of src is
-// copied as a link. Holes are written as zeros.
+// src ends with "/." or "/.." or is the root, with ".". A symbolic link at the end
+// of src is copied as a link. Holes are written as zeros.
 //
 // Sockets are told by a SkippedError, after the whole stream was written.
 func (m *Image) CopyTar(ctx context.Context, w io.Writer, src string) error {
@@ -56,9 +55,11 @@ func (c *tarCopier) run(src string) error {
 	if err != nil {
 		return err
 	}
-	e.Name = path.Base("/" + src)
+	_, e.Name = lastName(src)
 	if contentsOf(src, &s) {
 		e.Name = "."
+	} else if isDots(e.Name) {
+		return fmt.Errorf("%q is no name in a tar: %w", e.Name, syscall.EINVAL)
 	}
 	g := newGuard(c.m.Tree.Index)
 	todo := []Entry{e} // Name is the one in the tar

@@ -173,6 +173,16 @@ func TestCopyPlaces(t *testing.T) {
 		{src: "/config", dst: "d", want: "d/config"},
 		{src: "/config/", dst: "d", want: "d/config/passwd"},
 		{src: "/config/.", dst: "d", want: "d/passwd"},
+		{src: "/etc/../", dst: "d", want: "d/etc/passwd"},
+		{src: "/odd/d:d d/../", dst: "d", want: "d/d:d d"},
+		{src: "/etc/..", dst: "new", want: "new/etc/passwd"},
+		{src: "/etc/./", dst: "d/", want: "d/passwd"},
+		{src: "/etc//", dst: "d", want: "d/etc/passwd"},
+		{src: "/etc/passwd", dst: "away/../x", want: "e/x"},
+		{src: "/etc", dst: "away/../x//", want: "e/x/passwd"},
+		{src: "/etc", dst: "missing/..", err: fs.ErrNotExist},
+		{src: "/etc", dst: "missing/.", err: fs.ErrNotExist},
+		{src: "/etc/.", dst: "missing/../", err: fs.ErrNotExist},
 		{src: "/etc", dst: "f", err: syscall.ENOTDIR},
 		{src: "/none", dst: "d", err: fs.ErrNotExist},
 		{src: "/etc/passwd/.", dst: "d", err: syscall.ENOTDIR},
@@ -183,6 +193,9 @@ func TestCopyPlaces(t *testing.T) {
 			if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := os.Symlink("e/passwd", filepath.Join(dir, "away")); err != nil {
+			t.Fatal(err)
 		}
 		if err := os.WriteFile(filepath.Join(dir, "f"), []byte("old"), 0o600); err != nil {
 			t.Fatal(err)
@@ -197,7 +210,37 @@ func TestCopyPlaces(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(dir, c.want)); strings.HasSuffix(c.src, "passwd") && c.want != "" && (err != nil || string(b) != "root:x:0:0\n") {
 			t.Errorf("copy %s to %s: %q, %v", c.src, c.dst, b, err)
 		}
+		for _, name := range []string{"etc", "d:d d"} {
+			if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+				t.Errorf("copy %s to %s: came into the directory above", c.src, c.dst)
+			}
+		}
 		noTemps(t, dir)
+	}
+}
+
+// TestCopyDots: a source that ends with ".." and slashes names what is in a
+// directory, and nothing above the destination is written, on the disk or in a tar.
+func TestCopyDots(t *testing.T) {
+	m := sample(t)
+	for _, src := range []string{"/odd/d:d d/../", "/odd/d:d d/..", "etc/..//", "/bin/./", "."} {
+		var b bytes.Buffer
+		var skipped *view.SkippedError
+		if err := m.CopyTar(t.Context(), &b, src); err != nil && !errors.As(err, &skipped) {
+			t.Fatal(err)
+		}
+		for r := tar.NewReader(&b); ; {
+			h, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(h.Name, "./") {
+				t.Errorf("%s: %q in the tar", src, h.Name)
+			}
+		}
 	}
 }
 

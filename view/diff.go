@@ -35,8 +35,8 @@ type Change struct {
 	New  *Entry `json:"new,omitempty"`
 }
 
-// String is the change as docker diff prints it, the path as ls -b does.
-func (c Change) String() string { return string(c.Kind) + " " + escape(c.Path, '\\') }
+// String is the change as docker diff prints it, the path by Escape.
+func (c Change) String() string { return string(c.Kind) + " " + Escape(c.Path) }
 
 // DiffOptions configures Diff.
 type DiffOptions struct {
@@ -52,7 +52,7 @@ type DiffOptions struct {
 //
 // Compared are type, mode, owners, time, xattrs, device numbers, targets and
 // contents. Contents are read, and so fetched, only if all else is equal and they
-// are not known to be equal: data of layers of equal diff IDs, at equal places, is
+// are not known to be equal: data of layers of equal keys, at equal places, is
 // equal. An error is the last thing it gives.
 func Diff(ctx context.Context, a, b *Image, o DiffOptions) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
@@ -239,15 +239,14 @@ func (d *differ) samePlace(old, now *Entry) (bool, error) {
 }
 
 // sameLayer reports whether device i of a and device j of b are the same data at
-// the same places. A layer read by its table of contents has its files at other
-// places than the same layer read as a tar, and another length.
+// the same places. Equal diff IDs do not say so: of a layer that is read by a table
+// of contents nobody compared the data with the one that the config claims.
 func sameLayer(a *Image, i uint16, b *Image, j uint16) bool {
 	if i == 0 || j == 0 || int(i) > len(a.Layers) || int(j) > len(b.Layers) {
 		return false
 	}
-	k, l := &a.Layers[i-1], &b.Layers[j-1]
-	return k.DiffID != "" && k.DiffID == l.DiffID && slices.EqualFunc(k.Index.Devices(), l.Index.Devices(),
-		func(c, d index.Device) bool { return c.Size == d.Size })
+	key := a.Layers[i-1].Key
+	return key != "" && key == b.Layers[j-1].Key
 }
 
 // sameBytes reads both files as far as they are the same.

@@ -52,8 +52,8 @@ type jsonEntry struct {
 	Major     *uint32 `json:"major,omitempty"`
 	Minor     *uint32 `json:"minor,omitempty"`
 	Target    string  `json:"target,omitempty"`
-	RawPath   []byte  `json:"path_base64,omitempty"`
-	RawTarget []byte  `json:"target_base64,omitempty"`
+	RawPath   []byte  `json:"pathBase64,omitempty"`
+	RawTarget []byte  `json:"targetBase64,omitempty"`
 }
 
 func (e *Entry) json() jsonEntry {
@@ -77,7 +77,7 @@ func (e *Entry) json() jsonEntry {
 }
 
 // MarshalJSON gives paths as strings. JSON has no bytes: in a path or target that
-// is not UTF-8 what is wrong becomes U+FFFD, and path_base64 or target_base64 has
+// is not UTF-8 what is wrong becomes U+FFFD, and pathBase64 or targetBase64 has
 // the bytes.
 func (e Entry) MarshalJSON() ([]byte, error) { return json.Marshal(e.json()) }
 

@@ -111,9 +111,10 @@ func stack(t testing.TB, layers ...*layer) *view.Image {
 		x := encode(t, &index.Tree{Root: l.root, Devices: []index.Device{{Size: int64(len(l.data))}}})
 		indexes = append(indexes, x)
 		data = append(data, l)
+		diffID := digest.FromString(fmt.Sprint("layer", i, string(l.data)))
 		m.Layers = append(m.Layers, view.Layer{
 			Desc:   ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint("blob", i))},
-			DiffID: digest.FromString(fmt.Sprint("layer", i, string(l.data))), Index: x,
+			DiffID: diffID, Key: diffID.Encoded(), Index: x,
 		})
 		m.Config.History = append(m.Config.History,
 			ocispec.History{CreatedBy: fmt.Sprint("ENV ", i), EmptyLayer: true},

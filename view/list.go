@@ -2,9 +2,11 @@ package view
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -86,67 +88,88 @@ func (m *Image) List(path string, o ListOptions) iter.Seq2[Entry, error] {
 	}
 }
 
-// WriteList writes what List gives as ls -Ab does: one name a line; with Long as
-// ls -lnAb, without totals and with the times of --time-style=long-iso, in UTC, so
-// that what is written depends on the image alone; with Recursive as ls -R.
-func (m *Image) WriteList(w io.Writer, path string, o ListOptions) error {
-	s, err := m.locate(path, false)
-	if err != nil {
-		return fmt.Errorf("list %s: %w", path, err)
+// WriteList writes what List gives of each path as ls -Ab does: one name a line; with
+// Long as ls -lnAb, without totals and with the times of --time-style=long-iso, in
+// UTC, so that what is written depends on the image alone; with Recursive as ls -R.
+// A symbolic link to a directory is followed unless Long is set, as ls does, and
+// what is no directory comes first. Directories have their paths as headings, from
+// the root and without links, if there are several paths or with Recursive. Paths
+// that are not there are told by the error, after the others were written.
+func (m *Image) WriteList(w io.Writer, paths []string, o ListOptions) error {
+	var files []Entry
+	var dirs []spot
+	var errs []error
+	for _, p := range slices.Sorted(slices.Values(paths)) {
+		s, err := m.locate(p, false)
+		if !o.Long {
+			if to, e := m.locate(p, true); e == nil && to.isDir() {
+				s = to
+			}
+		}
+		if err == nil && s.isDir() {
+			dirs = append(dirs, s)
+			continue
+		}
+		var e Entry
+		if err == nil {
+			e, err = m.entryAt(s)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list %s: %w", p, err))
+			continue
+		}
+		e.Name = p
+		files = append(files, e)
 	}
 	out := bufio.NewWriter(w)
-	if !s.isDir() {
-		e, err := m.entryAt(s)
-		if err != nil {
-			return fmt.Errorf("list %s: %w", path, err)
-		}
-		e.Name = path
-		return errorOr(WriteEntries(out, []Entry{e}, o.Long), out.Flush)
+	err := writeEntries(out, files, o.Long)
+	first := len(files) == 0
+	for i := 0; err == nil && i < len(dirs); i++ {
+		err = m.writeDir(out, dirs[i], o, len(paths) > 1 || o.Recursive, &first)
 	}
-	first := true
-	for g, err := range m.groups(s, o.Recursive) {
-		if err != nil {
-			return fmt.Errorf("list %s: %w", path, err)
-		}
-		if o.Recursive {
-			if !first {
-				_ = out.WriteByte('\n') // Flush has the error
-			}
-			_, _ = fmt.Fprintf(out, "%s:\n", escape(g.path, ':'))
-		}
-		first = false
-		if err := WriteEntries(out, g.entries, o.Long); err != nil {
-			return err
-		}
-	}
-	return out.Flush()
-}
-
-// errorOr returns err or else what last returns, which is called anyway.
-func errorOr(err error, last func() error) error {
-	if e := last(); err == nil {
+	if e := out.Flush(); err == nil {
 		err = e
 	}
-	return err
+	return errors.Join(append(errs, err)...)
 }
 
-// WriteEntries writes entries, one a line, as WriteList does those of one
-// directory. Columns are as wide as these entries need them.
-func WriteEntries(w io.Writer, entries []Entry, long bool) error {
-	if !long {
-		for i := range entries {
-			if _, err := fmt.Fprintln(w, escape(entries[i].Name, ' ')); err != nil {
+// writeDir writes the directory s and, if o is recursive, those in it. first says
+// that nothing was written yet.
+func (m *Image) writeDir(w io.Writer, s spot, o ListOptions, heading bool, first *bool) error {
+	for g, err := range m.groups(s, o.Recursive) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", s.path, err)
+		}
+		if heading {
+			text := escape(g.path, ':') + ":\n"
+			if !*first {
+				text = "\n" + text
+			}
+			if _, err := io.WriteString(w, text); err != nil {
 				return err
 			}
 		}
-		return nil
+		*first = false
+		if err := writeEntries(w, g.entries, o.Long); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// writeEntries writes entries, one a line, as WriteList does those of one
+// directory. Columns are as wide as these entries need them.
+func writeEntries(w io.Writer, entries []Entry, long bool) error {
 	var width columns
 	for i := range entries {
 		width.add(&entries[i])
 	}
 	for i := range entries {
-		if _, err := io.WriteString(w, width.line(&entries[i])); err != nil {
+		line := escape(entries[i].Name, ' ') + "\n"
+		if long {
+			line = width.line(&entries[i])
+		}
+		if _, err := io.WriteString(w, line); err != nil {
 			return err
 		}
 	}
@@ -215,6 +238,11 @@ func modeString(mode uint32) string {
 var escapes = map[rune]string{
 	'\a': `\a`, '\b': `\b`, '\f': `\f`, '\n': `\n`, '\r': `\r`, '\t': `\t`, '\v': `\v`, '\\': `\\`,
 }
+
+// Escape writes a name so that a terminal shows it and does nothing else: what cannot
+// be printed as ls -b does, as a letter or in octal, with a backslash before it. A
+// backslash becomes two, a space stays.
+func Escape(name string) string { return escape(name, '\\') }
 
 // escape writes a name as ls -b does: what cannot be printed as its letter or in
 // octal, with a backslash before those and before the character also.

@@ -77,6 +77,8 @@ brw-rw---- 1 0 0 259, 100000 2001-09-09 01:46 sda
 srw------- 1 0 0           0 2001-09-09 01:46 socket
 `},
 		{"config", view.ListOptions{Long: true}, "lrwxrwxrwx 1 0 0 3 2001-09-09 01:46 config -> etc\n"},
+		{"config", view.ListOptions{}, "link\nloop\nout\npasswd\n"},
+		{"/etc/loop", view.ListOptions{}, "/etc/loop\n"},
 		{"config/passwd", view.ListOptions{}, "config/passwd\n"},
 		{"config/", view.ListOptions{}, "link\nloop\nout\npasswd\n"},
 		{"/empty", view.ListOptions{}, ""},
@@ -88,8 +90,41 @@ d:d\ d
 `},
 	} {
 		var b bytes.Buffer
-		if err := m.WriteList(&b, c.path, c.o); err != nil || b.String() != c.want {
+		if err := m.WriteList(&b, []string{c.path}, c.o); err != nil || b.String() != c.want {
 			t.Errorf("list %s %+v: %v\n%s\nwant\n%s", c.path, c.o, err, &b, c.want)
+		}
+	}
+}
+
+// TestWriteListOfSeveral: files come first, without a heading, and a blank line is
+// between groups; what is not there does not keep the others back.
+func TestWriteListOfSeveral(t *testing.T) {
+	m := sample(t)
+	for _, c := range []struct {
+		paths []string
+		o     view.ListOptions
+		want  string
+	}{
+		{[]string{"/bin", "/etc/passwd", "empty", "/etc/link"}, view.ListOptions{}, "/etc/link\n/etc/passwd\n\n/bin:\nsh\nsu\nsudo\n\n/empty:\n"},
+		{[]string{"/odd", "/bin"}, view.ListOptions{Recursive: true}, "/bin:\nsh\nsu\nsudo\n\n/odd:\na\\ b\\n\\\\\\001\\377ü:\nd:d\\ d\n\n/odd/d\\:d d:\n"},
+		{[]string{"/bin/su", "/etc/passwd"}, view.ListOptions{Long: true}, "-rwsr-xr-x 2 0 42  4 2001-09-09 01:46 /bin/su\n" +
+			"-rw-r--r-- 1 0  0 11 2001-09-09 01:46 /etc/passwd\n"},
+	} {
+		var b bytes.Buffer
+		if err := m.WriteList(&b, c.paths, c.o); err != nil || b.String() != c.want {
+			t.Errorf("list %q %+v: %v\n%s\nwant\n%s", c.paths, c.o, err, &b, c.want)
+		}
+	}
+	var b bytes.Buffer
+	if err := m.WriteList(&b, []string{"/none", "/empty", "/bin/su"}, view.ListOptions{}); !errors.Is(err, fs.ErrNotExist) || b.String() != "/bin/su\n\n/empty:\n" {
+		t.Errorf("%v\n%s", err, &b)
+	}
+}
+
+func TestEscape(t *testing.T) {
+	for name, want := range map[string]string{"a b": "a b", "a\nb\\": `a\nb\\`, "\x1b[31mü\xff": `\033[31mü\377`, "\u009b": `\302\233`} {
+		if got := view.Escape(name); got != want {
+			t.Errorf("%q: %s, want %s", name, got, want)
 		}
 	}
 }
@@ -118,7 +153,7 @@ func TestWriteListAsLs(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
-		if err := m.WriteList(&b, "/"+sub, view.ListOptions{Recursive: true, Long: true}); err != nil {
+		if err := m.WriteList(&b, []string{"/" + sub}, view.ListOptions{Recursive: true, Long: true}); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := alike(b.String(), root), alike(string(out), root); got != want {
@@ -158,7 +193,7 @@ func alike(list string, owners bool) string {
 
 func TestListLong(t *testing.T) {
 	var b bytes.Buffer
-	if err := sample(t).WriteList(&b, "/", view.ListOptions{Long: true}); err != nil {
+	if err := sample(t).WriteList(&b, []string{"/"}, view.ListOptions{Long: true}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := alike(b.String(), true), alike(longList, true); got != want {
@@ -198,7 +233,7 @@ func TestListErrors(t *testing.T) {
 		if n != 1 {
 			t.Errorf("list %s: %d results", path, n)
 		}
-		if err := m.WriteList(&bytes.Buffer{}, path, view.ListOptions{}); !errors.Is(err, want) {
+		if err := m.WriteList(&bytes.Buffer{}, []string{path}, view.ListOptions{}); !errors.Is(err, want) {
 			t.Errorf("write list %s: %v, want %v", path, err, want)
 		}
 	}
@@ -221,7 +256,7 @@ func TestEntryJSON(t *testing.T) {
 	}
 	for i, want := range map[int]string{
 		0: `{"path":"/odd/a b\n\\\u0001\ufffdü:","name":"a b\n\\\u0001\ufffdü:","type":"file","mode":"0604","size":0,"uid":0,"gid":0,` +
-			`"mtime":"2001-09-09T01:46:40Z","nlink":1,"path_base64":"L29kZC9hIGIKXAH/w7w6"}`,
+			`"mtime":"2001-09-09T01:46:40Z","nlink":1,"pathBase64":"L29kZC9hIGIKXAH/w7w6"}`,
 		3: `{"path":"/dev/null","name":"null","type":"char device","mode":"0666","size":0,"uid":0,"gid":0,` +
 			`"mtime":"2001-09-09T01:46:40Z","nlink":1,"major":1,"minor":3}`,
 	} {

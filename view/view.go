@@ -27,8 +27,11 @@ type Image struct {
 // Layer is a layer of an Image.
 type Layer struct {
 	Desc   ocispec.Descriptor // of the blob
-	DiffID digest.Digest      // of its uncompressed data
-	Index  *index.Index       // the layer's own tree, with its whiteouts and opaque directories
+	DiffID digest.Digest      // of its uncompressed data, as the config claims
+	// Key is what the layer's data was verified against, such as the cache's name of
+	// it: layers of equal keys have equal data at equal places. Empty: not known.
+	Key   string
+	Index *index.Index // the layer's own tree, with its whiteouts and opaque directories
 }
 
 // History returns the entry of the config's history that belongs to layer i: the
@@ -51,8 +54,8 @@ func (m *Image) History(i int) (h ocispec.History, ok bool) {
 type LayerRef struct {
 	Number    int           `json:"number"` // from 0, the bottom one
 	Digest    digest.Digest `json:"digest"`
-	DiffID    digest.Digest `json:"diff_id"`
-	CreatedBy string        `json:"created_by,omitempty"` // of the history, empty if it does not say
+	DiffID    digest.Digest `json:"diffId"`
+	CreatedBy string        `json:"createdBy,omitempty"` // of the history, empty if it does not say
 }
 
 // Ref returns how to name layer i.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 
 	"github.com/laminafs/lamina/index"
@@ -180,36 +179,4 @@ func (o *origins) from(p *place) (from, error) {
 		f.content = f.entry
 	}
 	return f, nil
-}
-
-// String is the provenance as text of several lines.
-func (w *Provenance) String() string {
-	var b strings.Builder
-	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	if w.Entry != nil {
-		line("%s: %s from layer %s", escape(w.Path, ' '), typeName(w.Entry.Mode), w.Layer)
-	} else {
-		line("%s: deleted (%s) by layer %s", escape(w.Path, ' '), w.How, w.Layer)
-	}
-	if w.Content != nil {
-		line("  hard link to a file of layer %s", *w.Content)
-	}
-	if len(w.Layers) > 1 {
-		for _, l := range w.Layers {
-			line("  also in layer %s", l)
-		}
-	}
-	for _, h := range w.Hidden {
-		line("  hides %s, %d bytes, of layer %s (%s by layer %d)", h.Type, h.Size, h.Layer, h.How, h.By.Number)
-	}
-	return b.String()
-}
-
-// String is the layer's number, digest and, in short, what made it.
-func (l LayerRef) String() string {
-	s := fmt.Sprintf("%d %s", l.Number, l.Digest)
-	if l.CreatedBy != "" {
-		s += " (" + escape(l.CreatedBy, '\\') + ")"
-	}
-	return s
 }

@@ -116,21 +116,6 @@ func TestWhich(t *testing.T) {
 	}
 }
 
-func TestProvenanceString(t *testing.T) {
-	w, err := layered(t).Which("/etc/os-release")
-	if err != nil {
-		t.Fatal(err)
-	}
-	digests := strings.NewReplacer(w.Layer.Digest.String(), "D2", w.Hidden[0].Layer.Digest.String(), "D0", w.Hidden[1].Layer.Digest.String(), "D1")
-	want := `/etc/os-release: file from layer 2 D2 (RUN 2)
-  hides file, 3 bytes, of layer 0 D0 (RUN 0) (replaced by layer 1)
-  hides file, 5 bytes, of layer 1 D1 (RUN 1) (replaced by layer 2)
-`
-	if got := digests.Replace(w.String()); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-}
-
 func TestLinkToNothing(t *testing.T) {
 	l := newLayer()
 	l.file("a", 0o644, "a")
@@ -169,11 +154,20 @@ func TestFind(t *testing.T) {
 		{"/", view.Query{Name: "*s-*", Type: 'f'}, "/etc/os-release:2"},
 		{"/var/cache/n", view.Query{}, "/var/cache/n:1"},
 		{"/", view.Query{Type: 'l'}, "/lib:0"},
-		{"/", view.Query{MinSize: 3}, "/etc/again:2/0 /etc/kept:0 /etc/os-release:2"},
-		{"/", view.Query{MaxSize: 2, Type: 'f'}, "/etc/gone/not:3 /opt/tool:2 /var/cache/n:1"},
+		{"/", view.Query{MinSize: new(int64(3))}, "/etc/again:2/0 /etc/kept:0 /etc/os-release:2"},
+		{"/", view.Query{MaxSize: new(int64(2)), Type: 'f'}, "/etc/gone/not:3 /opt/tool:2 /var/cache/n:1"},
 		{"/", view.Query{Layers: []int{0}, Type: 'f'}, "/etc/again:2/0 /etc/kept:0"},
 		{"/", view.Query{Layers: []int{1, 3}}, "/etc:1 /etc/gone:3 /etc/gone/not:3 /var/cache:1 /var/cache/n:1"},
 		{"/", view.Query{Layers: []int{}}, ""},
+		{"/etc", view.Query{MaxSize: new(int64(0))}, "/etc/gone/not:3"},
+		{"/opt", view.Query{MinSize: new(int64(0))}, "/opt/tool:2"},
+		{"/", view.Query{Name: "[!a-z]"}, "/:0"},
+		{"/", view.Query{Name: "/"}, "/:0"},
+		{"/opt", view.Query{Name: "*"}, "/opt:0 /opt/tool:2"},
+		{"/", view.Query{Name: "[!]x-]s-[!]]*"}, "/etc/os-release:2"},
+		{"/", view.Query{Name: "os[]-]release"}, "/etc/os-release:2"},
+		{"/", view.Query{Name: "os[]x-]release"}, "/etc/os-release:2"},
+		{"/", view.Query{Name: `\os[\-]release`}, "/etc/os-release:2"},
 	} {
 		var got []string
 		for f, err := range m.Find(t.Context(), c.root, c.q) {
@@ -195,6 +189,17 @@ func TestFind(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, n := range []int{-1, 4} {
+		errs := 0
+		for _, err := range m.Find(t.Context(), "/", view.Query{Layers: []int{0, n}}) {
+			if errors.Is(err, view.ErrNoLayer) {
+				errs++
+			}
+		}
+		if errs != 1 {
+			t.Errorf("layer %d of 4: %d errors", n, errs)
+		}
+	}
 	for _, err := range m.Find(t.Context(), "/none", view.Query{}) {
 		if !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
@@ -209,7 +214,7 @@ func TestFoundJSON(t *testing.T) {
 		}
 		b, err := f.MarshalJSON()
 		want := `{"path":"/etc/again","name":"again","type":"file","mode":"0644","size":4,"uid":0,"gid":0,` +
-			`"mtime":"2001-09-09T01:46:40Z","nlink":2,"layer":2,"content_layer":0}`
+			`"mtime":"2001-09-09T01:46:40Z","nlink":2,"layer":2,"contentLayer":0}`
 		if err != nil || string(b) != want {
 			t.Errorf("%s, %v", b, err)
 		}
@@ -273,5 +278,32 @@ func TestDiff(t *testing.T) {
 	}
 	if got := changes(t, a, touched, view.DiffOptions{NoTimes: true}); got != "C /text" {
 		t.Error(got)
+	}
+}
+
+// TestDiffOfLiars: an image whose layer claims the diff ID of another's is compared
+// byte by byte, unless the store has verified both layers' data.
+func TestDiffOfLiars(t *testing.T) {
+	one := func(content string) (*view.Image, *layer) {
+		l := newLayer()
+		l.file("/f", 0o644, content)
+		return stack(t, l), l
+	}
+	a, _ := one("true")
+	b, lie := one("lies")
+	b.Layers[0].DiffID = a.Layers[0].DiffID
+	for _, keys := range [][2]string{{"a", "b"}, {"", ""}} {
+		a.Layers[0].Key, b.Layers[0].Key = keys[0], keys[1]
+		if got := changes(t, a, b, view.DiffOptions{}); got != "C /f" {
+			t.Errorf("keys %q: %q", keys, got)
+		}
+	}
+	same, known := one("true")
+	same.Layers[0].Key, a.Layers[0].Key = "a", "a"
+	if got := changes(t, a, same, view.DiffOptions{}); got != "" || known.reads.Load() != 0 {
+		t.Errorf("%q after %d reads", got, known.reads.Load())
+	}
+	if lie.reads.Load() == 0 {
+		t.Error("nothing was read to compare")
 	}
 }

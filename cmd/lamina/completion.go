@@ -61,6 +61,7 @@ func completionCommand() *cli.Command {
 zsh:   source <(lamina completion zsh)
 fish:  lamina completion fish | source`,
 		BashComplete: func(c *cli.Context) { _, _ = fmt.Fprintln(c.App.Writer, "bash\nzsh\nfish") },
+		Before:       takes(1, 1, "bash, zsh or fish"),
 		Action: func(c *cli.Context) error {
 			var script string
 			switch c.Args().First() {
@@ -93,6 +94,8 @@ func manCommand() *cli.Command {
 	return &cli.Command{
 		Name: "man", Usage: "print the manual page, for man(1)",
 		Description: "lamina man | man -l -",
+		ArgsUsage:   " ",
+		Before:      takes(0, 0, "no arguments"),
 		Action: func(c *cli.Context) error {
 			page, err := c.App.ToManWithSection(8)
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -28,10 +29,8 @@ func imagesCommand() *cli.Command {
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only digests"},
 			&cli.BoolFlag{Name: "digests", Usage: "print digests in full"},
 		},
+		Before: takes(0, 0, "no arguments"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 0 {
-				return usagef(c, "images takes no words")
-			}
 			return withStore(c, func(s *store.Store) error {
 				all, err := s.List(c.Context)
 				if err != nil {
@@ -97,8 +96,10 @@ func inspectCommand() *cli.Command {
 			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "print what the Go `TEMPLATE` makes of each image"},
 			&cli.BoolFlag{Name: "raw", Usage: "print the bytes of the manifest"},
 			&cli.BoolFlag{Name: "config", Usage: "print the bytes of the config"},
-		}, imageFlags()...),
-		Action: runInspect,
+		}, refFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, -1, "the name of an image"),
+		Action:       runInspect,
 	}
 }
 
@@ -147,9 +148,6 @@ func inspectionOf(img *image.Image) inspected {
 }
 
 func runInspect(c *cli.Context) error {
-	if c.NArg() == 0 {
-		return usagef(c, "inspect takes the name of an image")
-	}
 	var tmpl *template.Template
 	if f := c.String("format"); f != "" {
 		var err error
@@ -157,14 +155,14 @@ func runInspect(c *cli.Context) error {
 			return usagef(c, "--format: %w", err)
 		}
 	}
-	policy, err := image.ParsePolicy(c.String("pull"))
+	ref, err := refOf(c, "")
 	if err != nil {
-		return usagef(c, "--pull: %w", err)
+		return err
 	}
 	return withStore(c, func(s *store.Store) error {
 		all := []inspected{}
-		for _, name := range c.Args().Slice() {
-			img, err := s.Image(c.Context, store.Ref{Name: name, Platform: c.String("platform"), Pull: policy})
+		for _, ref.Name = range c.Args().Slice() {
+			img, err := s.Image(c.Context, ref)
 			if err != nil {
 				return err
 			}
@@ -181,7 +179,7 @@ func runInspect(c *cli.Context) error {
 				all = append(all, inspectionOf(img))
 			}
 			if err != nil {
-				return fmt.Errorf("inspect %s: %w", name, err)
+				return fmt.Errorf("inspect %s: %w", ref.Name, err)
 			}
 		}
 		if c.Bool("raw") || c.Bool("config") || tmpl != nil {
@@ -214,8 +212,10 @@ func historyCommand() *cli.Command {
 		Flags: append([]cli.Flag{
 			jsonFlag(),
 			&cli.BoolFlag{Name: "no-trunc", Usage: "print commands in full"},
-		}, imageFlags()...),
-		Action: runHistory,
+		}, refFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, 1, "one image"),
+		Action:       runHistory,
 	}
 }
 
@@ -229,15 +229,12 @@ type historyLine struct {
 }
 
 func runHistory(c *cli.Context) error {
-	if c.NArg() != 1 {
-		return usagef(c, "history takes one image")
-	}
-	policy, err := image.ParsePolicy(c.String("pull"))
+	ref, err := refOf(c, c.Args().First())
 	if err != nil {
-		return usagef(c, "--pull: %w", err)
+		return err
 	}
 	return withStore(c, func(s *store.Store) error {
-		img, err := s.Image(c.Context, store.Ref{Name: c.Args().First(), Platform: c.String("platform"), Pull: policy})
+		img, err := s.Image(c.Context, ref)
 		if err != nil {
 			return err
 		}
@@ -247,15 +244,15 @@ func runHistory(c *cli.Context) error {
 		}
 		rows := [][]string{{"LAYER", "CREATED", "CREATED BY", "SIZE", "COMMENT"}}
 		for _, l := range lines {
-			by := strings.Join(strings.Fields(l.CreatedBy), " ")
-			if r := []rune(by); len(r) > 60 && !c.Bool("no-trunc") {
-				by = string(r[:59]) + "…"
+			by := oneLine(l.CreatedBy)
+			if !c.Bool("no-trunc") {
+				by = shorten(by, 60)
 			}
 			id := "-"
 			if l.Layer != "" {
 				id = shortDigest(l.Layer.String())
 			}
-			rows = append(rows, []string{id, ago(l.Created), by, formatSize(l.Size), l.Comment})
+			rows = append(rows, []string{id, ago(l.Created), by, formatSize(l.Size), oneLine(l.Comment)})
 		}
 		return printTable(c.App.Writer, rows)
 	})
@@ -264,7 +261,7 @@ func runHistory(c *cli.Context) error {
 // historyOf lists the history of img, the newest line first. Layers that it does
 // not speak of come with no command.
 func historyOf(img *image.Image) []historyLine {
-	var lines []historyLine
+	lines := []historyLine{}
 	next := 0
 	for _, h := range img.Config.History {
 		l := historyLine{Created: h.Created, CreatedBy: h.CreatedBy, Comment: h.Comment}
@@ -277,8 +274,6 @@ func historyOf(img *image.Image) []historyLine {
 	for ; next < len(img.Layers); next++ {
 		lines = append(lines, historyLine{Layer: img.Layers[next].Desc.Digest, Size: img.Layers[next].Desc.Size})
 	}
-	for i, j := 0, len(lines)-1; i < j; i, j = i+1, j-1 {
-		lines[i], lines[j] = lines[j], lines[i]
-	}
+	slices.Reverse(lines)
 	return lines
 }

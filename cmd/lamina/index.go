@@ -16,15 +16,11 @@ image's repository, as an artifact that refers to the image, which stays as it i
 'lamina mount' finds it there. eStargz and zstd:chunked layers need none.`,
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "push", Usage: "store the indexes in the registry"},
-			jsonFlag(),
-			&cli.StringFlag{Name: "platform", Usage: "choose `OS/ARCH[/VARIANT]` of an image for several"},
-			&cli.StringFlag{Name: "pull", Value: "missing", Usage: "ask the registry for the image: missing, always, never"},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no progress"},
-		}, networkFlags()...),
+			jsonFlag(), quietFlag(),
+		}, refFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, 1, "one image"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 1 {
-				return usagef(c, "index takes one image")
-			}
 			return withTreeOf(c, c.Args().First(), store.IndexNever, func(s *store.Store, t *store.Tree) error {
 				made, err := s.PackIndexes(c.Context, t, c.Bool("push"))
 				if err != nil {

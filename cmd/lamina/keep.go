@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -12,13 +13,12 @@ import (
 
 func tagCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "tag",
-		Usage:     "give an image that is kept here another name",
-		ArgsUsage: "IMAGE NAME",
+		Name:         "tag",
+		Usage:        "give an image that is kept here another name",
+		ArgsUsage:    "IMAGE NAME",
+		BashComplete: completeImages,
+		Before:       takes(2, 2, "an image and its new name"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return usagef(c, "tag takes an image and its new name")
-			}
 			return withStore(c, func(s *store.Store) error {
 				return s.Images.Tag(c.Args().Get(0), c.Args().Get(1))
 			})
@@ -35,31 +35,36 @@ func rmiCommand() *cli.Command {
 			jsonFlag(),
 			&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "remove the name of an image that is mounted; the mount stays"},
 		},
+		BashComplete: completeImages,
+		Before:       takes(1, -1, "the name or digest of an image"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() == 0 {
-				return usagef(c, "rmi takes the name or digest of an image")
-			}
-			r, err := root(c)
-			if err != nil {
-				return err
-			}
 			return withStore(c, func(s *store.Store) error {
-				var all []store.Removed
-				for _, name := range c.Args().Slice() {
-					m, err := mounted(r)
-					if err != nil {
-						return err
-					}
-					removed, err := s.Remove(c.Context, name, store.RemoveOptions{Mounted: m, Force: c.Bool("force")})
-					all = append(all, removed...)
-					if err != nil {
-						return err
-					}
+				removed, err := removeAll(c, s)
+				// What is gone is gone, whatever came after it.
+				if err != nil && len(removed) == 0 {
+					return err
 				}
-				return printRemoved(c, all, "removed")
+				return errors.Join(err, printRemoved(c, removed, "removed"))
 			})
 		},
 	}
+}
+
+// removeAll removes the images that c names, up to the first that it cannot, and
+// returns what was removed.
+func removeAll(c *cli.Context, s *store.Store) (all []store.Removed, err error) {
+	for _, name := range c.Args().Slice() {
+		m, err := mounted(s.Root)
+		if err != nil {
+			return all, err
+		}
+		removed, err := s.Remove(c.Context, name, store.RemoveOptions{Mounted: m, Force: c.Bool("force")})
+		all = append(all, removed...)
+		if err != nil {
+			return all, err
+		}
+	}
+	return all, nil
 }
 
 func pruneCommand() *cli.Command {
@@ -67,23 +72,22 @@ func pruneCommand() *cli.Command {
 		Name:      "prune",
 		Usage:     "throw away what nobody uses",
 		ArgsUsage: " ",
-		Description: `Removes layers, merged trees and blobs that no image and no mount uses; with
---all also every image that is not mounted. Mounts, pulls and readers may go on
-meanwhile: what they use stays.`,
+		Description: `Removes layers, merged trees and blobs that no image and no mount uses, and of
+pulled layers the uncompressed data that reading them has left, unless they are
+mounted; with --all also every image that is not mounted. Mounts, pulls and
+readers may go on meanwhile: what they use stays.`,
 		Flags: []cli.Flag{
 			jsonFlag(),
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "remove images that are not mounted, too"},
 			&cli.StringSliceFlag{Name: "filter", Usage: "`until=TIME`: only what is older, as 24h or 2026-01-31[T12:00:00]"},
 			&cli.BoolFlag{Name: "dry-run", Aliases: []string{"n"}, Usage: "only print what would be removed"},
 		},
+		Before: takes(0, 0, "no arguments ('lamina rmi' removes one image)"),
 		Action: runPrune,
 	}
 }
 
 func runPrune(c *cli.Context) error {
-	if c.NArg() != 0 {
-		return usagef(c, "prune takes no words; 'lamina rmi' removes one image")
-	}
 	o := store.PruneOptions{All: c.Bool("all"), DryRun: c.Bool("dry-run")}
 	for _, f := range c.StringSlice("filter") {
 		value, ok := strings.CutPrefix(f, "until=")
@@ -143,7 +147,7 @@ func printRemoved(c *cli.Context, removed []store.Removed, verb string) error {
 	var freed int64
 	for _, r := range removed {
 		freed += r.Freed
-		line := fmt.Sprintf("%s %s %s", verb, r.Kind, r.Name)
+		line := printable(fmt.Sprintf("%s %s %s", verb, r.Kind, r.Name))
 		if r.Kind != "image" {
 			line += "  " + formatSize(r.Freed)
 		}
@@ -161,10 +165,8 @@ func dfCommand() *cli.Command {
 		Usage:     "show what images take on the disk, and what sharing saves",
 		ArgsUsage: " ",
 		Flags:     []cli.Flag{jsonFlag()},
+		Before:    takes(0, 0, "no arguments"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 0 {
-				return usagef(c, "df takes no words")
-			}
 			r, err := root(c)
 			if err != nil {
 				return err
@@ -174,7 +176,7 @@ func dfCommand() *cli.Command {
 				return err
 			}
 			return withStore(c, func(s *store.Store) error {
-				u, err := s.Usage(c.Context, m.Images)
+				u, err := s.Usage(c.Context, m)
 				if err != nil {
 					return err
 				}
@@ -215,16 +217,14 @@ func checkCommand() *cli.Command {
 		Flags: []cli.Flag{
 			jsonFlag(),
 			&cli.BoolFlag{Name: "repair", Usage: "throw away what is wrong, so that it is fetched again"},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no progress"},
+			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print problems only"},
 		},
+		Before: takes(0, 0, "no arguments"),
 		Action: runCheck,
 	}
 }
 
 func runCheck(c *cli.Context) error {
-	if c.NArg() != 0 {
-		return usagef(c, "check takes no words")
-	}
 	return withStore(c, func(s *store.Store) error {
 		problems, err := s.Check(c.Context, c.Bool("repair"))
 		if err != nil {
@@ -248,7 +248,7 @@ func runCheck(c *cli.Context) error {
 				left++
 			}
 			if !c.Bool("json") {
-				_, _ = fmt.Fprintf(c.App.Writer, "%s: %s; %s\n", p.Object, p.What, state)
+				_, _ = fmt.Fprintf(c.App.Writer, "%s\n", oneLine(p.Object+": "+p.What+"; "+state))
 			}
 		}
 		if left > 0 {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -92,5 +94,31 @@ func TestTemplateFuncs(t *testing.T) {
 	}
 	if got := f["truncate"].(func(string, int) string)("lamina", 3); got != "lam" {
 		t.Error(got)
+	}
+}
+
+// TestEmptyJSON: lists are arrays, with nothing in them too.
+func TestEmptyJSON(t *testing.T) {
+	newRoot(t)
+	for _, line := range []string{"mounts", "images", "check", "prune", "stats"} {
+		if got := mustLamina(t, line, "--json"); got != "[]\n" {
+			t.Errorf("%s: %s", line, got)
+		}
+	}
+	if got := mustLamina(t, "history", "--json", layout(t, "")); got != "[]\n" {
+		t.Errorf("history: %s", got)
+	}
+}
+
+// TestRmiTellsAll: what was removed before an error is said all the same.
+func TestRmiTellsAll(t *testing.T) {
+	const name = "docker.io/library/kept:1"
+	writeLayout(t, filepath.Join(newRoot(t), "images"), name, "", [][]tar.Header{{{Name: "f", Typeflag: tar.TypeReg}}})
+	out, err := lamina(t, "rmi", name, "not/there:1")
+	if err == nil || !strings.Contains(out, "removed image "+name) {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if out, err := lamina(t, "rmi", "not/there:1"); err == nil || out != "" {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -20,12 +18,14 @@ import (
 func viewOf(t *store.Tree) *view.Image {
 	v := &view.Image{Name: t.Image.Name, Tree: t.Overlay(), Config: t.Image.Config}
 	for i, l := range t.Image.Layers {
-		v.Layers = append(v.Layers, view.Layer{Desc: l.Desc, DiffID: l.DiffID, Index: t.Layers[i].Index()})
+		v.Layers = append(v.Layers, view.Layer{
+			Desc: l.Desc, DiffID: l.DiffID, Key: t.Layers[i].Key(), Index: t.Layers[i].Index(),
+		})
 	}
 	return v
 }
 
-// withView calls f with the image that the first word of c names.
+// withView calls f with the image that the first argument of c names.
 func withView(c *cli.Context, f func(*view.Image) error) error {
 	return withTree(c, c.Args().First(), func(t *store.Tree) error { return f(viewOf(t)) })
 }
@@ -40,11 +40,10 @@ func lsCommand() *cli.Command {
 			&cli.BoolFlag{Name: "l", Usage: "with modes, owners, sizes and times"},
 			&cli.BoolFlag{Name: "recursive", Aliases: []string{"R"}, Usage: "the folders in it, too"},
 			jsonFlag(),
-		}, imageFlags()...),
+		}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, -1, "an image and paths in it"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() == 0 {
-				return usagef(c, "ls takes an image and a path in it")
-			}
 			paths := c.Args().Tail()
 			if len(paths) == 0 {
 				paths = []string{"/"}
@@ -56,42 +55,28 @@ func lsCommand() *cli.Command {
 }
 
 func list(c *cli.Context, v *view.Image, paths []string, o view.ListOptions) error {
-	w := bufio.NewWriter(c.App.Writer)
+	if !c.Bool("json") {
+		return v.WriteList(c.App.Writer, paths, o)
+	}
 	entries := []view.Entry{}
-	for i, p := range paths {
-		if c.Bool("json") {
-			for e, err := range v.List(p, o) {
-				if err != nil {
-					return err
-				}
-				entries = append(entries, e)
+	for _, p := range paths {
+		for e, err := range v.List(p, o) {
+			if err != nil {
+				return err
 			}
-			continue
-		}
-		if len(paths) > 1 && !o.Recursive {
-			if i > 0 {
-				_, _ = fmt.Fprintln(w)
-			}
-			_, _ = fmt.Fprintf(w, "%s:\n", p)
-		}
-		if err := v.WriteList(w, p, o); err != nil {
-			return errors.Join(w.Flush(), err)
+			entries = append(entries, e)
 		}
 	}
-	if c.Bool("json") {
-		return printJSON(c.App.Writer, entries)
-	}
-	return w.Flush()
+	return printJSON(c.App.Writer, entries)
 }
 
 func catCommand() *cli.Command {
 	return &cli.Command{
 		Name: "cat", Usage: "print files of an image", ArgsUsage: "IMAGE PATH...", Description: lookDescription,
-		Flags: imageFlags(),
+		Flags:        lookFlags(),
+		BashComplete: completeImages,
+		Before:       takes(2, -1, "an image and a file in it"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() < 2 {
-				return usagef(c, "cat takes an image and a file in it")
-			}
 			return withView(c, func(v *view.Image) error {
 				for _, p := range c.Args().Tail() {
 					if err := v.Cat(c.Context, c.App.Writer, p); err != nil {
@@ -108,21 +93,21 @@ func findFilesCommand() *cli.Command {
 	return &cli.Command{
 		Name: "find", Usage: "find files of an image", ArgsUsage: "IMAGE [PATH]", Description: lookDescription,
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "name", Usage: "whose name matches `PATTERN`, as in find(1)"},
+			&cli.StringFlag{Name: "name", Usage: "whose name matches `PATTERN`, as in find(1) but for [:classes:]"},
 			&cli.StringFlag{Name: "type", Usage: "of type `f`, d, l, c, b, p or s"},
 			&cli.StringFlag{Name: "min-size", Usage: "files of at least `SIZE`"},
 			&cli.StringFlag{Name: "max-size", Usage: "files of at most `SIZE`"},
 			&cli.IntSliceFlag{Name: "layer", Usage: "that layer `N` brings, counted from 0, the bottom one"},
+			&cli.BoolFlag{Name: "print0", Aliases: []string{"0"}, Usage: "end paths with a zero byte and escape nothing in them"},
 			jsonFlag(),
-		}, imageFlags()...),
-		Action: runFind,
+		}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, 2, "an image and a path in it"),
+		Action:       runFind,
 	}
 }
 
 func runFind(c *cli.Context) error {
-	if c.NArg() == 0 || c.NArg() > 2 {
-		return usagef(c, "find takes an image and a path in it")
-	}
 	q := view.Query{Name: c.String("name"), Layers: c.IntSlice("layer")}
 	if t := c.String("type"); t != "" {
 		if len(t) != 1 || !strings.Contains("fdlcbps", t) {
@@ -130,52 +115,48 @@ func runFind(c *cli.Context) error {
 		}
 		q.Type = t[0]
 	}
-	for flag, field := range map[string]*int64{"min-size": &q.MinSize, "max-size": &q.MaxSize} {
-		if s := c.String(flag); s != "" {
-			var err error
-			if *field, err = parseSize(s); err != nil {
-				return usagef(c, "--%s: %w", flag, err)
-			}
+	for flag, field := range map[string]**int64{"min-size": &q.MinSize, "max-size": &q.MaxSize} {
+		n, err := sizeFlag(c, flag)
+		if err != nil {
+			return err
 		}
+		if c.String(flag) != "" {
+			*field = &n
+		}
+	}
+	if err := q.Check(); err != nil {
+		return usagef(c, "--name: %w", err)
 	}
 	root := "/"
 	if c.NArg() == 2 {
 		root = c.Args().Get(1)
 	}
 	return withView(c, func(v *view.Image) error {
-		w := bufio.NewWriter(c.App.Writer)
-		all := []view.Found{}
-		for f, err := range v.Find(c.Context, root, q) {
-			if err != nil {
-				return errors.Join(w.Flush(), err)
+		return printLines(c, v.Find(c.Context, root, q), func(f view.Found) string {
+			if c.Bool("print0") {
+				return f.Path + "\x00"
 			}
-			if c.Bool("json") {
-				all = append(all, f)
-				continue
-			}
-			if _, err := fmt.Fprintln(w, f.Path); err != nil {
-				return err
-			}
-		}
-		if c.Bool("json") {
-			return printJSON(c.App.Writer, all)
-		}
-		return w.Flush()
+			return view.Escape(f.Path) + "\n"
+		})
 	})
 }
 
 func diffCommand() *cli.Command {
 	return &cli.Command{
 		Name: "diff", Usage: "show in which files two images differ", ArgsUsage: "IMAGE IMAGE",
-		Description: "Prints A, C or D and a path for what was added, changed and deleted, as docker diff.\n" + lookDescription,
+		Description: `Prints A, C or D and a path for what was added, changed and deleted, in the form of
+docker diff. Unlike docker's, a folder is changed only if its own attributes are, not if
+something in it is; what is in a deleted folder is not listed. eStargz has times to the
+second only: --no-times compares it with other formats.
+` + lookDescription,
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "no-times", Usage: "another time alone is no change"},
+			&cli.BoolFlag{Name: "dir-times", Usage: "another time of a folder is a change, too"},
 			jsonFlag(),
-		}, imageFlags()...),
+		}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(2, 2, "two images"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return usagef(c, "diff takes two images")
-			}
 			return withView(c, func(a *view.Image) error {
 				return withTree(c, c.Args().Get(1), func(t *store.Tree) error { return diff(c, a, viewOf(t)) })
 			})
@@ -184,34 +165,17 @@ func diffCommand() *cli.Command {
 }
 
 func diff(c *cli.Context, a, b *view.Image) error {
-	w := bufio.NewWriter(c.App.Writer)
-	all := []view.Change{}
-	for change, err := range view.Diff(c.Context, a, b, view.DiffOptions{NoTimes: c.Bool("no-times")}) {
-		if err != nil {
-			return errors.Join(w.Flush(), err)
-		}
-		if c.Bool("json") {
-			all = append(all, change)
-			continue
-		}
-		if _, err := fmt.Fprintln(w, change); err != nil {
-			return err
-		}
-	}
-	if c.Bool("json") {
-		return printJSON(c.App.Writer, all)
-	}
-	return w.Flush()
+	o := view.DiffOptions{NoTimes: c.Bool("no-times"), DirTimes: c.Bool("dir-times")}
+	return printLines(c, view.Diff(c.Context, a, b, o), func(d view.Change) string { return d.String() + "\n" })
 }
 
 func whichCommand() *cli.Command {
 	return &cli.Command{
 		Name: "which", Usage: "tell which layer put a file there, and what it hides", ArgsUsage: "IMAGE PATH",
-		Flags: append([]cli.Flag{jsonFlag()}, imageFlags()...),
+		Flags:        append([]cli.Flag{jsonFlag()}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(2, 2, "an image and a path in it"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 2 {
-				return usagef(c, "which takes an image and a path in it")
-			}
 			return withView(c, func(v *view.Image) error {
 				p, err := v.Which(c.Args().Get(1))
 				if err != nil {
@@ -220,21 +184,21 @@ func whichCommand() *cli.Command {
 				if c.Bool("json") {
 					return printJSON(c.App.Writer, p)
 				}
-				return printProvenance(c, p)
+				return printTable(c.App.Writer, provenanceRows(p))
 			})
 		},
 	}
 }
 
-func printProvenance(c *cli.Context, p *view.Provenance) error {
+func provenanceRows(p *view.Provenance) [][]string {
 	ref := func(l view.LayerRef) string {
 		s := fmt.Sprintf("layer %d  %s", l.Number, shortDigest(l.Digest.String()))
-		if by := strings.Join(strings.Fields(l.CreatedBy), " "); by != "" {
+		if by := oneLine(l.CreatedBy); by != "" {
 			s += "  " + by
 		}
 		return s
 	}
-	rows := [][]string{{p.Path, ref(p.Layer)}}
+	rows := [][]string{{view.Escape(p.Path), ref(p.Layer)}}
 	if p.Entry == nil {
 		rows[0][0] += " (deleted: " + string(p.How) + ")"
 	}
@@ -242,7 +206,9 @@ func printProvenance(c *cli.Context, p *view.Provenance) error {
 		rows = append(rows, []string{"  a hard link to a file of", ref(*p.Content)})
 	}
 	for _, l := range p.Layers {
-		rows = append(rows, []string{"  also in", ref(l)})
+		if l.Number != p.Layer.Number {
+			rows = append(rows, []string{"  also in", ref(l)})
+		}
 	}
 	for _, h := range p.Hidden {
 		what := h.Type
@@ -251,18 +217,17 @@ func printProvenance(c *cli.Context, p *view.Provenance) error {
 		}
 		rows = append(rows, []string{"  hides a " + what + " of", ref(h.Layer)})
 	}
-	return printTable(c.App.Writer, rows)
+	return rows
 }
 
 func layersCommand() *cli.Command {
 	return &cli.Command{
 		Name: "layers", Usage: "list the layers of an image, with what they waste", ArgsUsage: "IMAGE",
-		Description: "WASTED are bytes of files that later layers delete or replace.",
-		Flags:       append([]cli.Flag{jsonFlag()}, imageFlags()...),
+		Description:  "WASTED are bytes of files that later layers delete or replace.",
+		Flags:        append([]cli.Flag{jsonFlag()}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(1, 1, "one image"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 1 {
-				return usagef(c, "layers takes one image")
-			}
 			return withTree(c, c.Args().First(), func(t *store.Tree) error {
 				stats, err := viewOf(t).LayerStats()
 				if err != nil {
@@ -313,10 +278,6 @@ func printLayers(c *cli.Context, t *store.Tree, stats []view.LayerStat, users ma
 			}
 		}
 		lines = append(lines, l)
-		by := strings.Join(strings.Fields(s.CreatedBy), " ")
-		if r := []rune(by); len(r) > 50 {
-			by = string(r[:49]) + "…"
-		}
 		others := "-"
 		if n := len(l.Shared); n == 1 {
 			others = l.Shared[0]
@@ -325,7 +286,7 @@ func printLayers(c *cli.Context, t *store.Tree, stats []view.LayerStat, users ma
 		}
 		rows = append(rows, []string{
 			strconv.Itoa(s.Number), shortDigest(s.Digest.String()), formatSize(l.Size), strconv.Itoa(s.Files),
-			formatSize(s.Bytes), formatSize(s.Wasted), others, by,
+			formatSize(s.Bytes), formatSize(s.Wasted), others, shorten(oneLine(s.CreatedBy), 50),
 		})
 	}
 	if c.Bool("json") {
@@ -341,11 +302,10 @@ func cpCommand() *cli.Command {
 PATH/. copies what is in a folder. Modes, times, links and holes are kept, owners and
 devices by root only.
 ` + lookDescription,
-		Flags: imageFlags(),
+		Flags:        lookFlags(),
+		BashComplete: completeImages,
+		Before:       takes(3, 3, "an image, a path in it, and where to copy it"),
 		Action: func(c *cli.Context) error {
-			if c.NArg() != 3 {
-				return usagef(c, "cp takes an image, a path in it, and where to copy it")
-			}
 			return withView(c, func(v *view.Image) error { return copyOut(c, v, c.Args().Get(1), c.Args().Get(2)) })
 		},
 	}

@@ -1,8 +1,8 @@
 // Command lamina mounts container images.
 //
-// The program parses words, calls the packages that do the work, and prints
-// what they return. Exit status: 0 done; 1 failed, with one line on standard
-// error; 2 the words made no sense.
+// The program parses its arguments, calls the packages that do the work, and prints
+// what they return. Exit status: 0 done; 1 failed, with one line on standard error;
+// 2 the arguments made no sense; 130 interrupted.
 package main
 
 import (
@@ -38,7 +38,7 @@ func run(ctx context.Context, args []string) int {
 		fmt.Fprintln(os.Stderr, "lamina: interrupted; what was fetched is kept")
 		return 130
 	}
-	fmt.Fprintln(os.Stderr, "lamina:", oneLine(err))
+	fmt.Fprintln(os.Stderr, "lamina:", oneLine(err.Error()))
 	var usage *usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintf(os.Stderr, "Try 'lamina %s--help'.\n", usage.command)
@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string) int {
 	return 1
 }
 
-// usageError is an error of the words given to a command.
+// usageError is an error of the arguments given to a command.
 type usageError struct {
 	command string // the command's name and a blank; empty for the program
 	err     error
@@ -66,8 +66,10 @@ func usagef(c *cli.Context, format string, args ...any) error {
 
 func newApp() *cli.App {
 	app := &cli.App{
-		Name:                 "lamina",
-		Usage:                "mount container images, fetching only what is read",
+		Name:  "lamina",
+		Usage: "mount container images, fetching only what is read",
+		Description: `Exit status: 0 done; 1 failed, with one line on standard error; 2 the arguments
+made no sense; 130 interrupted.`,
 		Version:              version,
 		HideHelpCommand:      true,
 		EnableBashCompletion: true,
@@ -75,6 +77,10 @@ func newApp() *cli.App {
 			&cli.StringFlag{
 				Name: "root", EnvVars: []string{"LAMINA_ROOT"}, Value: defaultRoot(),
 				Usage: "keep images, layers and mounts in `DIR`",
+			},
+			&cli.StringFlag{
+				Name: "cache-limit", EnvVars: []string{"LAMINA_CACHE_LIMIT"},
+				Usage: "keep at most `SIZE` of layer data, as 20G",
 			},
 		},
 		Commands: []*cli.Command{
@@ -86,10 +92,13 @@ func newApp() *cli.App {
 		},
 		OnUsageError: func(c *cli.Context, err error, _ bool) error { return usagef(c, "%w", err) },
 		Action: func(c *cli.Context) error {
-			if c.NArg() > 0 {
-				return usagef(c, "no command %q", c.Args().First())
+			switch {
+			case c.NArg() == 0 || c.NArg() == 1 && c.Args().First() == "help":
+				return cli.ShowAppHelp(c)
+			case c.NArg() == 2 && c.Args().First() == "help" && c.App.Command(c.Args().Get(1)) != nil:
+				return c.App.RunContext(c.Context, []string{c.App.Name, c.Args().Get(1), "--help"})
 			}
-			return cli.ShowAppHelp(c)
+			return usagef(c, "no command %q", c.Args().First())
 		},
 		// Errors are printed by run, once.
 		ExitErrHandler: func(*cli.Context, error) {},
@@ -97,11 +106,10 @@ func newApp() *cli.App {
 	for _, c := range app.Commands {
 		c.OnUsageError = app.OnUsageError
 		c.HideHelpCommand = true
-		switch c.Name {
-		case "mount", "ls", "cat", "cp", "find", "diff", "which", "layers", "pull", "inspect", "history", "tag", "rmi", "index":
-			c.BashComplete = completeImages
-		case "umount", "stats":
-			c.BashComplete = completeMounts
+		for _, f := range c.Flags {
+			if b, ok := f.(*cli.BoolFlag); ok {
+				b.DisableDefaultText = true
+			}
 		}
 	}
 	return app

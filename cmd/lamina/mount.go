@@ -7,12 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/mount"
-	"github.com/laminafs/lamina/store"
 )
 
 func mountCommand() *cli.Command {
@@ -26,30 +25,24 @@ docker-archive:FILE[:REF].
 
 The command returns when the tree can be used; a server goes on in the
 background until 'lamina umount DIR'.`,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
+			&cli.BoolFlag{Name: "rw", Usage: "make it writable: what changes is kept, by --name, until 'lamina umount --rm'"},
+			&cli.StringFlag{Name: "name", Usage: "call the writable mount `NAME`, or go on with the one of that name"},
+			&cli.StringFlag{Name: "upper", Usage: "keep what changes in `DIR`, an upper directory as overlayfs has it"},
 			&cli.StringFlag{Name: "engine", Value: "auto", Usage: "auto, fuse, or kernel (EROFS; root, Linux 6.12)"},
-			&cli.StringFlag{Name: "platform", Usage: "choose `OS/ARCH[/VARIANT]` of an image for several"},
-			&cli.StringFlag{Name: "pull", Value: "missing", Usage: "ask the registry for the image: missing, always, never"},
-			&cli.StringFlag{Name: "index", Value: "auto", Usage: "use an index published beside the image: auto, never, require"},
 			&cli.BoolFlag{Name: "foreground", Aliases: []string{"f"}, Usage: "stay in front, log to standard error; ctrl-C unmounts"},
 			&cli.BoolFlag{Name: "fill", Usage: "fetch in the background what has not been read"},
 			&cli.StringFlag{Name: "fill-rate", Usage: "bound the background fill to `SIZE` a second"},
-			&cli.StringFlag{Name: "cache-limit", EnvVars: []string{"LAMINA_CACHE_LIMIT"}, Usage: "keep at most `SIZE` of layer data"},
-			&cli.IntFlag{Name: "parallel", Usage: "have at most `N` requests in flight"},
-			&cli.DurationFlag{Name: "deadline", Usage: "fail a read that could not be served within `TIME`"},
-			&cli.BoolFlag{Name: "plain-http", Usage: "speak HTTP to the registry (loopback needs no telling)"},
-			&cli.BoolFlag{Name: "insecure", Usage: "do not verify the registry's TLS certificate"},
-			&cli.StringSliceFlag{Name: "hosts-dir", Usage: "look for mirrors and certificates in `DIR`/<host>/hosts.toml"},
-			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print no progress"},
-		},
-		Action: runMount,
+			cacheLimitFlag(),
+			&cli.DurationFlag{Name: "deadline", DefaultText: "1m", Usage: "fail a read that could not be served within `TIME`"},
+		}, lookFlags()...),
+		BashComplete: completeImages,
+		Before:       takes(2, 2, "an image and a directory"),
+		Action:       runMount,
 	}
 }
 
 func runMount(c *cli.Context) error {
-	if c.NArg() != 2 {
-		return usagef(c, "mount takes an image and a directory, got %d words", c.NArg())
-	}
 	o, err := mountOptions(c)
 	if err != nil {
 		return err
@@ -79,27 +72,32 @@ func mountOptions(c *cli.Context) (mount.Options, error) {
 	if o.Engine, err = mount.ParseEngine(c.String("engine")); err != nil {
 		return o, usagef(c, "--engine: %w", err)
 	}
-	if _, err := image.ParsePolicy(o.Pull); err != nil {
-		return o, usagef(c, "--pull: %w", err)
+	if _, err := refOf(c, o.Image); err != nil {
+		return o, err
 	}
-	if _, err := store.ParseIndexPolicy(o.Index); err != nil {
-		return o, usagef(c, "--index: %w", err)
+	if _, err := indexPolicy(c); err != nil {
+		return o, err
+	}
+	if o.RW = c.Bool("rw"); !o.RW && (c.IsSet("name") || c.IsSet("upper")) {
+		return o, usagef(c, "--name and --upper go with --rw")
+	}
+	o.Name = c.String("name")
+	if u := c.String("upper"); u != "" {
+		if o.Upper, err = filepath.Abs(u); err != nil {
+			return o, err
+		}
 	}
 	if o.Parallel < 0 || o.Deadline < 0 {
 		return o, usagef(c, "--parallel and --deadline take no negative values")
 	}
-	for _, d := range c.StringSlice("hosts-dir") {
-		if d, err = filepath.Abs(d); err != nil {
-			return o, err
-		}
-		o.HostsDirs = append(o.HostsDirs, d)
+	if o.HostsDirs, err = hostsDirs(c); err != nil {
+		return o, err
 	}
-	for flag, field := range map[string]*int64{"fill-rate": &o.FillRate, "cache-limit": &o.CacheLimit} {
-		if s := c.String(flag); s != "" {
-			if *field, err = parseSize(s); err != nil {
-				return o, usagef(c, "--%s: %w", flag, err)
-			}
-		}
+	if o.FillRate, err = sizeFlag(c, "fill-rate"); err != nil {
+		return o, err
+	}
+	if o.CacheLimit, err = cacheLimit(c); err != nil {
+		return o, err
 	}
 	o.Dir, err = mount.ResolveDir(c.Args().Get(1))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,6 +115,14 @@ func umountCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "lazy", Aliases: []string{"l"}, Usage: "detach a busy mount now, end it when its last user is gone"},
 			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "end every mount of this store"},
+			&cli.BoolFlag{Name: "rm", Usage: "discard what was written, too"},
+		},
+		BashComplete: completeMounts,
+		Before: func(c *cli.Context) error {
+			if c.Bool("all") {
+				return takes(0, 0, "no mountpoint with --all")(c)
+			}
+			return takes(1, -1, "a mountpoint or a mount's name")(c)
 		},
 		Action: func(c *cli.Context) error {
 			r, err := root(c)
@@ -130,14 +136,14 @@ func umountCommand() *cli.Command {
 					return err
 				}
 				for _, m := range all {
-					targets = append(targets, m.Name)
+					if m.Status != mount.Unmounted {
+						targets = append(targets, m.Name)
+					}
 				}
-			} else if len(targets) == 0 {
-				return usagef(c, "umount takes a mountpoint or a mount's name")
 			}
 			var errs []error
 			for _, t := range targets {
-				if err := mount.Unmount(c.Context, r, t, c.Bool("lazy")); err != nil {
+				if err := unmount(c, r, t); err != nil {
 					errs = append(errs, err)
 				}
 			}
@@ -146,19 +152,41 @@ func umountCommand() *cli.Command {
 	}
 }
 
+// unmount ends the mount that target means, and with --rm the workspace.
+func unmount(c *cli.Context, root, target string) error {
+	if !c.Bool("rm") {
+		return mount.Unmount(c.Context, root, target, c.Bool("lazy"))
+	}
+	e, err := mount.Find(root, target)
+	if err != nil {
+		return fmt.Errorf("umount: %w", err)
+	}
+	if e.Status != mount.Unmounted {
+		if err := mount.Unmount(c.Context, root, target, c.Bool("lazy")); err != nil {
+			return err
+		}
+	}
+	if !e.Options.RW {
+		return nil
+	}
+	return mount.Discard(c.Context, root, e.Name)
+}
+
 func mountsCommand() *cli.Command {
 	return &cli.Command{
-		Name:   "mounts",
-		Usage:  "list mounts",
-		Flags:  []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print a JSON array"}},
+		Name:      "mounts",
+		Usage:     "list mounts",
+		ArgsUsage: " ",
+		Flags: []cli.Flag{
+			jsonFlag(),
+			&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "list writable mounts that are not mounted now, too"},
+		},
+		Before: takes(0, 0, "no arguments"),
 		Action: runMounts,
 	}
 }
 
 func runMounts(c *cli.Context) error {
-	if c.NArg() != 0 {
-		return usagef(c, "mounts takes no words")
-	}
 	r, err := root(c)
 	if err != nil {
 		return err
@@ -167,7 +195,13 @@ func runMounts(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if !c.Bool("all") {
+		all = slices.DeleteFunc(all, func(e mount.Entry) bool { return e.Status == mount.Unmounted })
+	}
 	if c.Bool("json") {
+		if all == nil {
+			all = []mount.Entry{}
+		}
 		return printJSON(c.App.Writer, all)
 	}
 	rows := [][]string{{"NAME", "IMAGE", "MOUNTPOINT", "ENGINE", "STATUS"}}

@@ -20,18 +20,17 @@ of one where an earlier pull was interrupted. The copy is an OCI image layout
 that other tools read: skopeo, crane and umoci know it as oci:ROOT/images.
 Nothing has to be pulled to be mounted.`,
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "platform", Usage: "choose `OS/ARCH[/VARIANT]` of an image for several"},
+			platformFlag(),
 			&cli.BoolFlag{Name: "all-platforms", Usage: "pull every platform of an image for several"},
 			&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print nothing but digests"},
 		}, networkFlags()...),
-		Action: runPull,
+		BashComplete: completeImages,
+		Before:       takes(1, -1, "the name of an image, such as nginx:1.27"),
+		Action:       runPull,
 	}
 }
 
 func runPull(c *cli.Context) error {
-	if c.NArg() == 0 {
-		return usagef(c, "pull takes the name of an image, such as nginx:1.27")
-	}
 	if c.Bool("all-platforms") && c.IsSet("platform") {
 		return usagef(c, "--platform and --all-platforms exclude each other")
 	}
@@ -54,8 +53,8 @@ func runPull(c *cli.Context) error {
 				for _, l := range p.Image.Layers {
 					size += l.Desc.Size
 				}
-				_, _ = fmt.Fprintf(c.App.Writer, "%s  %s/%s  %s, %s fetched\n", p.Image.Name+"@"+p.Image.Digest.String(),
-					p.Image.Platform.OS, p.Image.Platform.Architecture, formatSize(size), formatSize(p.Fetched))
+				_, _ = fmt.Fprintf(c.App.Writer, "%s  %s  %s, %s fetched\n", p.Image.Name+"@"+p.Image.Digest.String(),
+					printable(p.Image.Platform.OS+"/"+p.Image.Platform.Architecture), formatSize(size), formatSize(p.Fetched))
 			}
 		}
 		return nil

@@ -14,18 +14,17 @@ import (
 
 func statsCommand() *cli.Command {
 	return &cli.Command{
-		Name:      "stats",
-		Usage:     "show what mounts have cost and served",
-		ArgsUsage: "[DIR|NAME]",
-		Flags:     []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON: one object, or an array when no mount is named"}},
-		Action:    runStats,
+		Name:         "stats",
+		Usage:        "show what mounts have cost and served",
+		ArgsUsage:    "[DIR|NAME]",
+		Flags:        []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print JSON: one object, or an array when no mount is named"}},
+		BashComplete: completeMounts,
+		Before:       takes(0, 1, "one mountpoint or mount's name at the most"),
+		Action:       runStats,
 	}
 }
 
 func runStats(c *cli.Context) error {
-	if c.NArg() > 1 {
-		return usagef(c, "stats takes one mountpoint at the most")
-	}
 	r, err := root(c)
 	if err != nil {
 		return err
@@ -42,6 +41,8 @@ func runStats(c *cli.Context) error {
 		}
 		return err
 	}
+	// One that does not answer is told by the error.
+	all = slices.DeleteFunc(all, func(s mount.Stats) bool { return s.Name == "" })
 	for i, s := range all {
 		if i > 0 {
 			_, _ = fmt.Fprintln(c.App.Writer)

@@ -163,6 +163,9 @@ func xattrs(p string) (map[string]string, error) {
 	}
 	all := map[string]string{}
 	for name := range bytes.SplitSeq(bytes.TrimSuffix(list[:n], []byte{0}), []byte{0}) {
+		if len(name) == 0 {
+			continue // overlayfs counts its own and then leaves them out
+		}
 		v := make([]byte, 64<<10)
 		n, err := unix.Lgetxattr(p, string(name), v)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"iter"
 	"net/url"
 	"strconv"
 	"strings"
@@ -125,6 +126,21 @@ func (r *records) setXattr(key, value string) error {
 	}
 	r.encoded = append(r.encoded, Xattr{name, string(p)})
 	return nil
+}
+
+// Xattrs returns the extended attributes that PAX records, by their keys, give to a
+// file, and whether they speak of a sparse one, whose data is then not as long as
+// the file. Errors wrap ErrTar.
+func Xattrs(pax iter.Seq2[string, string]) (list []Xattr, sparse bool, err error) {
+	var r records
+	for key, value := range pax {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			sparse = true
+		} else if err := r.setXattr(key, value); err != nil {
+			return nil, false, fmt.Errorf("%w: %w", ErrTar, err)
+		}
+	}
+	return mergeXattrs(r.encoded, r.xattrs), sparse, nil
 }
 
 // merge applies the records to a header.

@@ -1,0 +1,269 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/fs"
+	"github.com/laminafs/lamina/index"
+	"github.com/laminafs/lamina/overlay"
+	"github.com/laminafs/lamina/store"
+)
+
+// A writable mount is a workspace: what is written is in an upper directory that
+// outlives the mount, and its record says what image that belongs to.
+
+// upperName is the upper directory beside a record.
+const upperName = "upper"
+
+// ErrWorkspace: a workspace cannot be used as was asked.
+var ErrWorkspace = errors.New("workspace cannot be used")
+
+// Upper returns the upper directory of a writable mount.
+func (s *State) Upper() string {
+	if s.Options.Upper != "" {
+		return s.Options.Upper
+	}
+	return filepath.Join(s.dir(), upperName)
+}
+
+// workDir is what overlayfs needs beside the upper directory, on the same
+// filesystem.
+func (s *State) workDir() string {
+	if u := s.Options.Upper; u != "" {
+		return filepath.Join(filepath.Dir(u), "."+filepath.Base(u)+".work")
+	}
+	return filepath.Join(s.dir(), "work")
+}
+
+// source is what mountinfo shows as the device of a writable mount.
+func (s *State) source() string { return "lamina:" + s.Name }
+
+// writable describes what covers the mount; nil if it is not writable.
+func (s *State) writable() *fs.Writable {
+	if !s.Options.RW {
+		return nil
+	}
+	return &fs.Writable{Upper: s.Upper(), Work: s.workDir(), Source: s.source()}
+}
+
+// prepareUpper makes the directories of a writable mount of t, where there are
+// none. The root of the union looks like the upper directory, so a new one is
+// made like the image's.
+func (s *State) prepareUpper(t *overlay.Tree) error {
+	if !s.Options.RW {
+		return nil
+	}
+	if err := s.goOn(); err != nil {
+		return err
+	}
+	if err := s.prepareDirs(t); err != nil {
+		return fmt.Errorf("workspace %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+func (s *State) prepareDirs(t *overlay.Tree) error {
+	if err := os.MkdirAll(s.workDir(), 0o700); err != nil {
+		return err
+	}
+	upper := s.Upper()
+	err := os.Mkdir(upper, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		list, err := os.ReadDir(upper)
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 || s.Kept {
+			return nil
+		}
+	} else if err != nil {
+		return err
+	}
+	return likeRoot(upper, t)
+}
+
+// likeRoot gives the directory dir the attributes of the root of t.
+func likeRoot(dir string, t *overlay.Tree) error {
+	var a index.Attr
+	if err := t.Attr(t.Root(), &a); err != nil {
+		return err
+	}
+	if err := os.Chown(dir, int(a.UID), int(a.GID)); err != nil {
+		return err
+	}
+	if err := unix.Chmod(dir, a.Mode&0o7777); err != nil {
+		return &os.PathError{Op: "chmod", Path: dir, Err: err}
+	}
+	var failed error
+	err := t.Xattrs(t.Root(), func(name string, value []byte) bool {
+		if err := unix.Setxattr(dir, name, value, 0); err != nil {
+			failed = fmt.Errorf("set xattr %s of %s: %w", name, dir, err)
+		}
+		return failed == nil
+	})
+	if err := errors.Join(err, failed); err != nil {
+		return err
+	}
+	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: a.Mtime, Nsec: int64(a.MtimeNsec)}}
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, dir, ts, 0); err != nil {
+		return &os.PathError{Op: "utimens", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// resume finds the workspace that o is for, if it exists, and sees whether it may
+// be mounted.
+func resume(o *Options) error {
+	if !o.RW {
+		return nil
+	}
+	if o.Name != "" && !validName(o.Name) {
+		return fmt.Errorf("%w: name %q: use letters, digits, and . _ - not in front", ErrWorkspace, o.Name)
+	}
+	all, err := List(o.Root)
+	if err != nil {
+		return err
+	}
+	for _, e := range all {
+		if e.Options.RW && e.Status != Unmounted && o.Upper != "" && sameFile(e.Upper(), o.Upper) {
+			return fmt.Errorf("%w: %s is the upper directory of %s, which is mounted at %s", ErrWorkspace, o.Upper, e.Name, e.Options.Dir)
+		}
+		if o.Name == "" && e.Status == Unmounted && o.Upper != "" && sameFile(e.Upper(), o.Upper) {
+			o.Name = e.Name
+		}
+	}
+	i := slices.IndexFunc(all, func(e Entry) bool { return e.Name == o.Name })
+	if o.Name == "" || i < 0 {
+		return nil
+	}
+	e := all[i]
+	switch {
+	case !e.Options.RW:
+		return fmt.Errorf("%w: a mount is called %s", ErrWorkspace, o.Name)
+	case e.Status != Unmounted:
+		return fmt.Errorf("%w: %s is mounted at %s", ErrWorkspace, o.Name, e.Options.Dir)
+	case o.Upper != "" && !sameFile(o.Upper, e.Upper()):
+		return fmt.Errorf("%w: the upper directory of %s is %s", ErrWorkspace, o.Name, e.Upper())
+	}
+	o.Upper = e.Options.Upper
+	return nil
+}
+
+func validName(s string) bool {
+	return len(s) <= 100 && !strings.HasPrefix(s, ".") && !strings.HasPrefix(s, "-") && clean(s) == s
+}
+
+// sameFile tells whether two paths lead to one file.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// goOn makes s the record of the workspace that has its name, if there is one: it
+// must have been made over the same layers.
+func (s *State) goOn() error {
+	if !s.Options.RW {
+		return nil
+	}
+	was, err := Load(s.Options.Root, s.Name)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !was.Kept {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if was.Chain != s.Chain {
+		return fmt.Errorf("%w: %s was made over %s with digest %s, not over %s with %s; write NAME@DIGEST, or give another --name",
+			ErrWorkspace, s.Name, was.Image, was.Digest, s.Image, s.Digest)
+	}
+	s.Kept, s.Created = true, was.Created
+	return nil
+}
+
+// keep notes that the workspace was mounted.
+func (s *State) keep() error {
+	if !s.Options.RW {
+		return nil
+	}
+	s.Kept = true
+	return s.save()
+}
+
+// end takes back what s says of a mount that is over. A workspace stays; of other
+// mounts nothing does.
+func (s *State) end() error {
+	if !s.Kept {
+		return s.remove()
+	}
+	s.clearKernel()
+	s.Server, s.Holder = Process{}, Process{}
+	return s.save()
+}
+
+// OpenWorkspace opens the lower tree of the workspace of e, mounted or not, from
+// st, with the image that it was made over. ErrWorkspace: e is none.
+func (e *Entry) OpenWorkspace(ctx context.Context, st *store.Store) (*store.Tree, error) {
+	if !e.Options.RW {
+		return nil, fmt.Errorf("%w: %s is mounted read-only", ErrWorkspace, e.Name)
+	}
+	t, err := e.openWorkspace(ctx, st)
+	if err != nil {
+		return nil, fmt.Errorf("open workspace %s: %w", e.Name, err)
+	}
+	return t, nil
+}
+
+func (e *Entry) openWorkspace(ctx context.Context, st *store.Store) (*store.Tree, error) {
+	name, platform := e.Image, e.Options.Platform
+	if e.Repository != "" { // a tag may name another image by now
+		name, platform = e.Repository+"@"+e.Digest.String(), ""
+	}
+	img, err := st.Image(ctx, store.Ref{Name: name, Platform: platform})
+	if err != nil {
+		return nil, err
+	}
+	if img.Digest != e.Digest {
+		return nil, fmt.Errorf("%w: %s has the digest %s now, it was made over %s", ErrWorkspace, e.Image, img.Digest, e.Digest)
+	}
+	t, err := e.open(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	t.Image = img
+	return t, nil
+}
+
+// forget takes back what a mount called name that failed has left.
+func forget(root, name string) {
+	s, err := Load(root, name)
+	if err != nil {
+		s = &State{Name: name, Options: Options{Root: root}}
+	}
+	_ = s.end()
+}
+
+// Discard removes the workspace that target, its name or mountpoint, means, which
+// is not mounted, and all that was written to it. An upper directory that the
+// user named stays.
+func Discard(ctx context.Context, root, target string) error {
+	e, err := find(root, target)
+	if err != nil {
+		return err
+	}
+	if e.Status != Unmounted {
+		return fmt.Errorf("discard %s: it is mounted at %s", target, e.Options.Dir)
+	}
+	if err := errors.Join(os.RemoveAll(e.workDir()), os.RemoveAll(e.dir())); err != nil {
+		return fmt.Errorf("discard %s: %w", target, err)
+	}
+	return ctx.Err()
+}
