@@ -15,8 +15,9 @@ const module = "github.com/laminafs/lamina/"
 // below lists, for each room, the rooms that its packages may import. Packages
 // in one room may import one another.
 var below = map[string]string{
-	"cmd":         "mount view store cache fetch image",
+	"cmd":         "mount commit view store overlay cache layer fetch image",
 	"mount":       "store fs lookahead overlay cache layer index fetch image",
+	"commit":      "overlay cache layer index fetch image",
 	"fs":          "overlay cache layer index fetch",
 	"store":       "published overlay cache layer index fetch image",
 	"view":        "overlay index",
@@ -28,8 +29,8 @@ var below = map[string]string{
 	"image":       "fetch",
 	"index":       "",
 	"fetch":       "",
-	"bench":       "cmd mount view store fs lookahead overlay cache layer index fetch image integration",
-	"integration": "cmd mount view store fs lookahead overlay cache layer index fetch image",
+	"bench":       "cmd mount commit view store fs lookahead overlay cache layer index fetch image integration",
+	"integration": "cmd mount commit view store fs lookahead overlay cache layer index fetch image",
 }
 
 // TestImportsGoDownward holds the source, tests aside, against the arrows of

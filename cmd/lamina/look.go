@@ -143,8 +143,11 @@ func runFind(c *cli.Context) error {
 
 func diffCommand() *cli.Command {
 	return &cli.Command{
-		Name: "diff", Usage: "show in which files two images differ", ArgsUsage: "IMAGE IMAGE",
-		Description: `Prints A, C or D and a path for what was added, changed and deleted, in the form of
+		Name: "diff", Usage: "show in which files two images differ, or what changed in a writable mount", ArgsUsage: "IMAGE IMAGE | DIR|NAME",
+		Description: `Of a writable mount, prints what docker diff prints: A, C or D and a path for
+what was added, changed and deleted, and C for folders above that.
+
+Of two images, prints A, C or D and a path for what was added, changed and deleted, in the form of
 docker diff. Unlike docker's, a folder is changed only if its own attributes are, not if
 something in it is; what is in a deleted folder is not listed. eStargz has times to the
 second only: --no-times compares it with other formats.
@@ -155,8 +158,11 @@ second only: --no-times compares it with other formats.
 			jsonFlag(),
 		}, lookFlags()...),
 		BashComplete: completeImages,
-		Before:       takes(2, 2, "two images"),
+		Before:       takes(1, 2, "two images, or a writable mount"),
 		Action: func(c *cli.Context) error {
+			if c.NArg() == 1 {
+				return diffWorkspace(c, c.Args().First())
+			}
 			return withView(c, func(a *view.Image) error {
 				return withTree(c, c.Args().Get(1), func(t *store.Tree) error { return diff(c, a, viewOf(t)) })
 			})

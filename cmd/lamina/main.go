@@ -84,7 +84,7 @@ made no sense; 130 interrupted.`,
 			},
 		},
 		Commands: []*cli.Command{
-			mountCommand(), umountCommand(), mountsCommand(), statsCommand(),
+			mountCommand(), umountCommand(), commitCommand(), mountsCommand(), statsCommand(),
 			lsCommand(), catCommand(), cpCommand(), findFilesCommand(), diffCommand(), whichCommand(), layersCommand(),
 			pullCommand(), imagesCommand(), inspectCommand(), historyCommand(), tagCommand(), rmiCommand(),
 			indexCommand(), dfCommand(), pruneCommand(), checkCommand(),

@@ -1,0 +1,149 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/laminafs/lamina/commit"
+	"github.com/laminafs/lamina/commit/config"
+	"github.com/laminafs/lamina/layer/encode"
+	"github.com/laminafs/lamina/mount"
+	"github.com/laminafs/lamina/overlay"
+	"github.com/laminafs/lamina/store"
+	"github.com/laminafs/lamina/view"
+)
+
+func commitCommand() *cli.Command {
+	return &cli.Command{
+		Name: "commit", Usage: "make an image of what changed in a writable mount", ArgsUsage: "DIR|NAME IMAGE",
+		Description: `What changed becomes a layer, which is stored with the new image; the layers of
+the image beneath are referred to. The mount goes on, over the image that it was
+made over: a later commit holds the earlier changes, too.
+
+-c takes instructions of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK,
+LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME, WORKDIR. With SOURCE_DATE_EPOCH in
+the environment no time in the image is later, and the same work done again gives
+the same digest.
+
+Nothing stops programs from writing meanwhile. What they write during the commit
+may or may not be in it; a file that gets shorter makes it fail.`,
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "message", Aliases: []string{"m"}, Usage: "say `TEXT` in the history"},
+			&cli.StringFlag{Name: "author", Aliases: []string{"a"}, Usage: "`NAME` of the author"},
+			&cli.StringSliceFlag{Name: "change", Aliases: []string{"c"}, Usage: "carry out `INSTRUCTION` on the image's config"},
+			&cli.StringFlag{Name: "format", Value: "gzip", Usage: "of the new layer: gzip, zstd, estargz, zstd:chunked"},
+			&cli.BoolFlag{Name: "squash", Usage: "make one layer of everything"},
+			quietFlag(), jsonFlag(),
+		}, networkFlags()...),
+		BashComplete: completeMounts,
+		Before:       takes(2, 2, "a writable mount and a name for the image"),
+		Action:       runCommit,
+	}
+}
+
+func runCommit(c *cli.Context) error {
+	o := commit.Options{Name: c.Args().Get(1), Squash: c.Bool("squash")}
+	var err error
+	if o.Format, err = encode.ParseFormat(c.String("format")); err != nil {
+		return usagef(c, "--format: %w", err)
+	}
+	o.Edit = config.Edit{
+		Instructions: c.StringSlice("change"), Author: c.String("author"), Comment: c.String("message"),
+		CreatedBy: "lamina commit", Created: time.Now().UTC(),
+	}
+	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
+		sec, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return fmt.Errorf("SOURCE_DATE_EPOCH=%q: not a number of seconds", s)
+		}
+		o.Latest = time.Unix(sec, 0).UTC()
+		o.Edit.Created = o.Latest
+	}
+	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, t *store.Tree) error {
+		o.Base, o.Lower, o.Upper = t.Image, t.Overlay(), overlay.Upper{Dir: e.Upper()}
+		r, err := commit.Commit(c.Context, s.Images, o)
+		if err != nil {
+			return err
+		}
+		for _, name := range r.Sockets {
+			fmt.Fprintf(os.Stderr, "left out %s: a layer cannot hold sockets\n", view.Escape(name))
+		}
+		if c.Bool("json") {
+			return printJSON(c.App.Writer, committed{
+				Digest: r.Digest.String(), Layer: r.Layer.Digest.String(), Size: r.Layer.Size, MediaType: r.Layer.MediaType,
+				Added: r.Added, Changed: r.Modified, Deleted: r.Deleted,
+			})
+		}
+		_, err = fmt.Fprintln(c.App.Writer, r.Digest)
+		return err
+	})
+}
+
+// committed is what commit prints with --json.
+type committed struct {
+	Digest    string `json:"digest"`
+	Layer     string `json:"layer"`
+	Size      int64  `json:"size"`
+	MediaType string `json:"mediaType"`
+	Added     int    `json:"added"`
+	Changed   int    `json:"changed"`
+	Deleted   int    `json:"deleted"`
+}
+
+// withWorkspace calls f with the workspace that target means, and its opened lower
+// tree.
+func withWorkspace(c *cli.Context, target string, f func(*store.Store, *mount.Entry, *store.Tree) error) error {
+	r, err := root(c)
+	if err != nil {
+		return err
+	}
+	e, err := mount.Find(r, target)
+	if err != nil {
+		return err
+	}
+	return withStore(c, func(s *store.Store) (err error) {
+		t, err := e.OpenWorkspace(c.Context, s)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, t.Close()) }()
+		return f(s, e, t)
+	})
+}
+
+// change is a line of diff of a writable mount.
+type change struct {
+	Kind string `json:"kind"`
+	Path string `json:"path"`
+	Size int64  `json:"size"`
+}
+
+// diffWorkspace lists what changed in the writable mount that target means.
+func diffWorkspace(c *cli.Context, target string) error {
+	return withWorkspace(c, target, func(_ *store.Store, e *mount.Entry, t *store.Tree) error {
+		list := []change{}
+		err := overlay.Changes(c.Context, overlay.Upper{Dir: e.Upper()}, t.Overlay(), func(d *overlay.Change) error {
+			if d.Path != "." {
+				list = append(list, change{string(d.Kind), "/" + d.Path, d.Attr.Size})
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if c.Bool("json") {
+			return printJSON(c.App.Writer, list)
+		}
+		for _, l := range list {
+			if _, err := fmt.Fprintf(c.App.Writer, "%s %s\n", l.Kind, view.Escape(l.Path)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}

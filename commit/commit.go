@@ -1,0 +1,186 @@
+package commit
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/laminafs/lamina/commit/config"
+	"github.com/laminafs/lamina/image"
+	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/layer/encode"
+	"github.com/laminafs/lamina/overlay"
+)
+
+// Options say what becomes of which image.
+type Options struct {
+	// Base is the image whose merged tree is Lower.
+	Base  *image.Image
+	Lower *overlay.Tree
+	// Upper is what was changed.
+	Upper overlay.Upper
+	// Name is what the new image is called, as image.ParseName reads it. It must
+	// be one of a registry.
+	Name string
+	// Format is that of the new layer's blob.
+	Format layer.Format
+	// Squash makes one layer of the whole tree, which is all the new image has.
+	// It reads all of it.
+	Squash bool
+	// Edit changes the config. Its layer is set by Commit.
+	Edit config.Edit
+	// Latest, if it is set, takes the place of later times of files, so that the
+	// same work done again gives the same layer: see SOURCE_DATE_EPOCH at
+	// reproducible-builds.org.
+	Latest time.Time
+}
+
+// Result is a new image.
+type Result struct {
+	// Digest is that of its manifest.
+	Digest digest.Digest
+	// Layer describes the new layer's blob.
+	Layer ocispec.Descriptor
+	Summary
+}
+
+// Commit stores the changes as a new image, and its layer's blob, in s, and
+// returns when both are on disk. Layers of a base that is in no registry are
+// copied into s, as it would not find them later.
+//
+// Errors: ErrName, ErrChanging, overlay.ErrUpper, config's, and those of the
+// store and of reading upper and lower.
+func Commit(ctx context.Context, s *image.Store, o Options) (*Result, error) {
+	r, err := commit(ctx, s, o)
+	if err != nil {
+		return nil, fmt.Errorf("commit %s: %w", o.Name, err)
+	}
+	return r, nil
+}
+
+func commit(ctx context.Context, s *image.Store, o Options) (*Result, error) {
+	name, err := image.ParseName(o.Name)
+	if err != nil {
+		return nil, err
+	}
+	if name.Transport != image.Registry {
+		return nil, fmt.Errorf("%w: a new image is kept in the store, under a name like app:1", image.ErrName)
+	}
+	r := &Result{}
+	var diffID digest.Digest
+	r.Layer, err = s.AddBlob(func(w io.Writer) (desc ocispec.Descriptor, err error) {
+		e, err := encode.NewWriter(w, o.Format)
+		if err != nil {
+			return desc, err
+		}
+		if r.Summary, err = o.write(ctx, e); err != nil {
+			e.Abort()
+			return desc, err
+		}
+		if err := e.Close(); err != nil {
+			return desc, err
+		}
+		diffID = e.Result().DiffID
+		return e.Result().Desc, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := o.keepBase(ctx, s); err != nil {
+		return nil, err
+	}
+	img, err := o.image(name.String(), r.Layer, diffID)
+	if err != nil {
+		return nil, err
+	}
+	r.Digest = img.Digest
+	return r, s.Put(img)
+}
+
+// write writes the new layer's tar.
+func (o *Options) write(ctx context.Context, w io.Writer) (Summary, error) {
+	changes := overlay.Changes
+	if o.Squash {
+		changes = overlay.Everything
+	}
+	return writeLayer(ctx, w, o.Latest, func(fn func(*overlay.Change) error) error {
+		return changes(ctx, o.Upper, o.Lower, fn)
+	})
+}
+
+// keepBase copies the base's layers into s that it could not find again.
+func (o *Options) keepBase(ctx context.Context, s *image.Store) error {
+	if o.Squash || o.Base.Origin != nil {
+		return nil
+	}
+	for _, l := range o.Base.Layers {
+		if s.HasBlob(l.Desc) {
+			continue
+		}
+		if err := s.Fetch(ctx, l.Desc, l.Blob, nil); err != nil {
+			return fmt.Errorf("copy layer of %s: %w", o.Base.Name, err)
+		}
+	}
+	return nil
+}
+
+// image makes config and manifest.
+func (o *Options) image(name string, added ocispec.Descriptor, diffID digest.Digest) (*image.Image, error) {
+	edit := o.Edit
+	edit.DiffID = diffID
+	edit.Squash = o.Squash
+	raw, err := config.Apply(o.Base.RawConfig, edit)
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	m := ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageManifest,
+		Config:    ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(raw), Size: int64(len(raw))},
+		Annotations: map[string]string{
+			ocispec.AnnotationBaseImageDigest: o.Base.Digest.String(),
+			ocispec.AnnotationBaseImageName:   o.Base.Name,
+		},
+	}
+	if !o.Squash {
+		for _, l := range o.Base.Layers {
+			d := l.Desc
+			d.MediaType = ociLayer(d.MediaType)
+			m.Layers = append(m.Layers, d)
+		}
+	}
+	m.Layers = append(m.Layers, added)
+	img := &image.Image{Name: name, Platform: o.Base.Platform, Manifest: m, RawConfig: raw}
+	if !o.Squash {
+		img.Origin = o.Base.Origin
+	}
+	if img.RawManifest, err = json.Marshal(m); err != nil {
+		return nil, err
+	}
+	img.Digest = digest.FromBytes(img.RawManifest)
+	if err := json.Unmarshal(raw, &img.Config); err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	return img, nil
+}
+
+// ociLayer returns the OCI media type for one of Docker's: the blobs are the
+// same, and Docker's manifest knows no zstd.
+func ociLayer(mediaType string) string {
+	switch {
+	case !strings.HasPrefix(mediaType, "application/vnd.docker.image.rootfs."):
+		return mediaType
+	case strings.HasSuffix(mediaType, ".gzip"):
+		return ocispec.MediaTypeImageLayerGzip
+	case strings.HasSuffix(mediaType, ".zstd"):
+		return ocispec.MediaTypeImageLayerZstd
+	}
+	return ocispec.MediaTypeImageLayer
+}
