@@ -21,11 +21,15 @@ import (
 
 // Options say what becomes of which image.
 type Options struct {
-	// Base is the image whose merged tree is Lower.
-	Base  *image.Image
+	// Base is the image that gets one more layer.
+	Base *image.Image
+	// Lower is what Upper is over: the merged tree of Base, if Since is nil.
 	Lower *overlay.Tree
 	// Upper is what was changed.
 	Upper overlay.Upper
+	// Since, if not nil, is the tree of Base, which is then a commit of an earlier
+	// state of Upper over Lower.
+	Since *overlay.Base
 	// Name is what the new image is called, as image.ParseName reads it. It must
 	// be one of a registry.
 	Name string
@@ -44,6 +48,8 @@ type Options struct {
 
 // Result is a new image.
 type Result struct {
+	// Name is what it is called, in full.
+	Name string
 	// Digest is that of its manifest.
 	Digest digest.Digest
 	// Layer describes the new layer's blob.
@@ -100,18 +106,20 @@ func commit(ctx context.Context, s *image.Store, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Digest = img.Digest
+	r.Name, r.Digest = img.Name, img.Digest
 	return r, s.Put(img)
 }
 
 // write writes the new layer's tar.
 func (o *Options) write(ctx context.Context, w io.Writer) (Summary, error) {
-	changes := overlay.Changes
-	if o.Squash {
-		changes = overlay.Everything
-	}
 	return writeLayer(ctx, w, o.Latest, func(fn func(*overlay.Change) error) error {
-		return changes(ctx, o.Upper, o.Lower, fn)
+		switch {
+		case o.Squash:
+			return overlay.Everything(ctx, o.Upper, o.Lower, fn)
+		case o.Since != nil:
+			return overlay.ChangesSince(ctx, o.Upper, o.Lower, *o.Since, fn)
+		}
+		return overlay.Changes(ctx, o.Upper, o.Lower, fn)
 	})
 }
 

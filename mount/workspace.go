@@ -14,7 +14,6 @@ import (
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
-	"github.com/laminafs/lamina/store"
 )
 
 // A writable mount is a workspace: what is written is in an upper directory that
@@ -207,39 +206,6 @@ func (s *State) end() error {
 	s.clearKernel()
 	s.Server, s.Holder = Process{}, Process{}
 	return s.save()
-}
-
-// OpenWorkspace opens the lower tree of the workspace of e, mounted or not, from
-// st, with the image that it was made over. ErrWorkspace: e is none.
-func (e *Entry) OpenWorkspace(ctx context.Context, st *store.Store) (*store.Tree, error) {
-	if !e.Options.RW {
-		return nil, fmt.Errorf("%w: %s is mounted read-only", ErrWorkspace, e.Name)
-	}
-	t, err := e.openWorkspace(ctx, st)
-	if err != nil {
-		return nil, fmt.Errorf("open workspace %s: %w", e.Name, err)
-	}
-	return t, nil
-}
-
-func (e *Entry) openWorkspace(ctx context.Context, st *store.Store) (*store.Tree, error) {
-	name, platform := e.Image, e.Options.Platform
-	if e.Repository != "" { // a tag may name another image by now
-		name, platform = e.Repository+"@"+e.Digest.String(), ""
-	}
-	img, err := st.Image(ctx, store.Ref{Name: name, Platform: platform})
-	if err != nil {
-		return nil, err
-	}
-	if img.Digest != e.Digest {
-		return nil, fmt.Errorf("%w: %s has the digest %s now, it was made over %s", ErrWorkspace, e.Image, img.Digest, e.Digest)
-	}
-	t, err := e.open(ctx, st)
-	if err != nil {
-		return nil, err
-	}
-	t.Image = img
-	return t, nil
 }
 
 // forget takes back what a mount called name that failed has left.

@@ -42,13 +42,8 @@ func Everything(ctx context.Context, u Upper, lower *Tree, fn func(*Change) erro
 }
 
 func changes(ctx context.Context, u Upper, lower *Tree, all bool, fn func(*Change) error) error {
-	dir, err := os.OpenFile(u.Dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = dir.Close() }()
 	w := &changeWalk{ctx: ctx, upper: u, lower: lower, fn: fn, inodes: make(map[inode]string)}
-	return w.root(dir, all)
+	return w.run(all)
 }
 
 // within adds what was done to err, unless it comes from the function that was
@@ -76,6 +71,20 @@ type changeWalk struct {
 	lower  *Tree
 	fn     func(*Change) error
 	inodes map[inode]string // the path that was told of first
+	// keepSame says that what was changed back is told of, too.
+	keepSame bool
+	// coarse says that the lower tree may have times in whole seconds.
+	coarse bool
+}
+
+// run walks the union, with all as if the lower tree were what was added too.
+func (w *changeWalk) run(all bool) error {
+	dir, err := os.OpenFile(w.upper.Dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = dir.Close() }()
+	return w.root(dir, all)
 }
 
 // place is a directory of the union.
@@ -99,7 +108,7 @@ func (p *place) join(name string) string {
 	return p.path + "/" + name
 }
 
-// root begins the walk, with all as if the lower tree were what was added too.
+// root begins the walk.
 func (w *changeWalk) root(dir *os.File, all bool) error {
 	e, err := w.upper.entry(dir, ".", false)
 	if err != nil {
@@ -233,7 +242,7 @@ func (w *changeWalk) present(p *place, e *upperEntry, base, source index.NID) er
 	}
 	if e.stat.Nlink > 1 {
 		c.Link = w.link(inode{e.stat.Dev, e.stat.Ino}, c.Path)
-	} else if !p.hidden && base != 0 && base == source {
+	} else if !w.keepSame && !p.hidden && base != 0 && base == source {
 		if same, err := w.same(c, base, e.metacopy && e.redirect == ""); err != nil || same {
 			return err
 		}
@@ -419,6 +428,12 @@ func (w *changeWalk) sameAttributes(c *Change, nid index.NID) (bool, error) {
 	}
 	a, b := c.Attr, was.Attr
 	a.Nlink, b.Nlink = 0, 0
+	if w.coarse && b.MtimeNsec == 0 && a.MtimeNsec != 0 {
+		up := int64(a.MtimeNsec / 500_000_000) // rounded, half up
+		if b.Mtime == a.Mtime || b.Mtime == a.Mtime+up {
+			a.Mtime, a.MtimeNsec = b.Mtime, 0
+		}
+	}
 	return a == b && c.Target == was.Target && slices.EqualFunc(c.Xattrs, was.Xattrs, func(x, y index.Xattr) bool {
 		return x.Name == y.Name && bytes.Equal(x.Value, y.Value)
 	}), nil

@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -22,8 +25,8 @@ func commitCommand() *cli.Command {
 	return &cli.Command{
 		Name: "commit", Usage: "make an image of what changed in a writable mount", ArgsUsage: "DIR|NAME IMAGE",
 		Description: `What changed becomes a layer, which is stored with the new image; the layers of
-the image beneath are referred to. The mount goes on, over the image that it was
-made over: a later commit holds the earlier changes, too.
+the image beneath are referred to. The mount goes on, and a later commit adds to the
+new image what has changed since.
 
 -c takes instructions of a Dockerfile: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK,
 LABEL, ONBUILD, SHELL, STOPSIGNAL, USER, VOLUME, WORKDIR. With SOURCE_DATE_EPOCH in
@@ -64,11 +67,14 @@ func runCommit(c *cli.Context) error {
 		o.Latest = time.Unix(sec, 0).UTC()
 		o.Edit.Created = o.Latest
 	}
-	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, t *store.Tree) error {
-		o.Base, o.Lower, o.Upper = t.Image, t.Overlay(), overlay.Upper{Dir: e.Upper()}
+	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, w *mount.Workspace) error {
+		o.Base, o.Lower, o.Upper, o.Since = w.Image, w.Lower.Overlay(), w.Upper, w.Since()
 		r, err := commit.Commit(c.Context, s.Images, o)
 		if err != nil {
 			return err
+		}
+		if err := e.SetCommitted(mount.Committed{Image: r.Name, Digest: r.Digest}); err != nil {
+			return fmt.Errorf("%s was made, but the next commit will not be over it: %w", r.Name, err)
 		}
 		for _, name := range r.Sockets {
 			fmt.Fprintf(os.Stderr, "left out %s: a layer cannot hold sockets\n", view.Escape(name))
@@ -95,9 +101,8 @@ type committed struct {
 	Deleted   int    `json:"deleted"`
 }
 
-// withWorkspace calls f with the workspace that target means, and its opened lower
-// tree.
-func withWorkspace(c *cli.Context, target string, f func(*store.Store, *mount.Entry, *store.Tree) error) error {
+// withWorkspace calls f with the workspace that target means, opened.
+func withWorkspace(c *cli.Context, target string, f func(*store.Store, *mount.Entry, *mount.Workspace) error) error {
 	r, err := root(c)
 	if err != nil {
 		return err
@@ -107,12 +112,12 @@ func withWorkspace(c *cli.Context, target string, f func(*store.Store, *mount.En
 		return err
 	}
 	return withStore(c, func(s *store.Store) (err error) {
-		t, err := e.OpenWorkspace(c.Context, s)
+		w, err := e.OpenWorkspace(c.Context, s)
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, t.Close()) }()
-		return f(s, e, t)
+		defer func() { err = errors.Join(err, w.Close()) }()
+		return f(s, e, w)
 	})
 }
 
@@ -121,21 +126,43 @@ type change struct {
 	Kind string `json:"kind"`
 	Path string `json:"path"`
 	Size int64  `json:"size"`
+
+	above bool // it is there for what is beneath it alone
 }
 
-// diffWorkspace lists what changed in the writable mount that target means.
+// withReason leaves out folders that are not changed and in which nothing is.
+func withReason(list []change) []change {
+	needed := map[string]bool{}
+	for _, l := range list {
+		for dir := path.Dir(l.Path); !l.above && !needed[dir]; dir = path.Dir(dir) {
+			needed[dir] = true
+		}
+	}
+	return slices.DeleteFunc(list, func(l change) bool { return l.above && !needed[l.Path] })
+}
+
+// diffWorkspace lists what changed in the writable mount that target means, since
+// it was made or committed.
 func diffWorkspace(c *cli.Context, target string) error {
-	return withWorkspace(c, target, func(_ *store.Store, e *mount.Entry, t *store.Tree) error {
+	return withWorkspace(c, target, func(_ *store.Store, _ *mount.Entry, w *mount.Workspace) error {
 		list := []change{}
-		err := overlay.Changes(c.Context, overlay.Upper{Dir: e.Upper()}, t.Overlay(), func(d *overlay.Change) error {
+		add := func(d *overlay.Change) error {
 			if d.Path != "." {
-				list = append(list, change{string(d.Kind), "/" + d.Path, d.Attr.Size})
+				list = append(list, change{string(d.Kind), "/" + d.Path, d.Attr.Size, d.Unchanged})
 			}
 			return nil
-		})
+		}
+		var err error
+		if since := w.Since(); since != nil {
+			err = overlay.ChangesSince(c.Context, w.Upper, w.Lower.Overlay(), *since, add)
+			slices.SortFunc(list, func(a, b change) int { return strings.Compare(a.Path, b.Path) })
+		} else {
+			err = overlay.Changes(c.Context, w.Upper, w.Lower.Overlay(), add)
+		}
 		if err != nil {
 			return err
 		}
+		list = withReason(list)
 		if c.Bool("json") {
 			return printJSON(c.App.Writer, list)
 		}

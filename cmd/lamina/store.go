@@ -154,6 +154,9 @@ func mounted(root string) (store.Mounted, error) {
 	all, err := mount.List(root)
 	for _, e := range all {
 		m.Images[e.Digest] = true
+		if last, err := e.Committed(); err == nil && last != nil {
+			m.Images[last.Digest] = true // what is written goes on top of it
+		}
 		m.Chains[e.Chain] = true
 		for _, l := range e.Layers {
 			m.Keys[l.Key] = true
