@@ -141,6 +141,16 @@ func (b *bench) indexes(ctx context.Context, p *faultproxy.Proxy) error {
 		m := medianRun(runs)
 		rows = append(rows, []string{w.name, ms(m.took), mb(m.bytes), fmt.Sprintf("%.0f%%", 100*float64(m.bytes)/float64(size))})
 	}
+	var runs []firstMount
+	for range b.runs {
+		m, err := b.containerdFirst(ctx, p, prog, p.Host()+"/lamina/"+prog.image+":"+string(images.Gzip))
+		if err != nil {
+			return fmt.Errorf("containerd: %w", err)
+		}
+		runs = append(runs, m)
+	}
+	m := medianRun(runs)
+	rows = append(rows, []string{"gzip, containerd's overlayfs", ms(m.took), mb(m.bytes), fmt.Sprintf("%.0f%%", 100*float64(m.bytes)/float64(size))})
 	b.printf("\n### Published indexes of gzip images\n\n%s\n%s", markdown(sizes), markdown(rows))
 	return nil
 }

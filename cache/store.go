@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -148,9 +149,9 @@ func (s *Store) Close() error {
 // asks nothing of its source. Data may still be missing.
 func (s *Store) Has(key string) bool { return exists(s.layerPath(key, indexName)) }
 
-// Layer opens the layer of src, verified against its digests, making it if the store does not have it: from
-// its table of contents or by a look at its headers if the format allows, by
-// streaming the whole blob otherwise. One process does that; others wait for it.
+// Layer opens the layer of src, verified against its digests, making it if the
+// store does not have it: from its table of contents or by a look at its headers if
+// the format allows, by streaming the whole blob otherwise. One process does that; others wait for it.
 // progress, if not nil, is told the bytes of the blob that have arrived, here or
 // there, by one goroutine at a time. Each Layer needs its own Close; all of one
 // key share everything. Errors are those of packages fetch and layer, of ctx,
@@ -207,6 +208,38 @@ func (s *Store) openOrMake(ctx context.Context, src layer.Source, progress func(
 	return s.plainLayer(ctx, plain, src, progress)
 }
 
+// LayerAt opens the layer of src that is called key, as Layer, AnyLayer or Indexed
+// opened it once, and never another one: of one blob the store may have several, and
+// each puts its data elsewhere. If it is not there any more it is made again in the
+// way it was, unless that took an index. fs.ErrNotExist: it cannot be.
+func (s *Store) LayerAt(ctx context.Context, key string, src layer.Source) (*Layer, error) {
+	if !isKey(key) || src.Desc.Digest.Validate() != nil || src.DiffID != "" && src.DiffID.Validate() != nil {
+		return nil, fmt.Errorf("open layer %s: %w: bad key %q", src.Desc.Digest, layer.ErrFormat, key)
+	}
+	own, format, lazy := layer.Key(src)
+	lazy = lazy && key == own
+	plain := layer.DiffKey(src)
+	stream := plain != "" && (key == plain || key == otherKey(plain, src))
+	if !lazy && !stream && key != layer.IndexedKey(src) {
+		return nil, fmt.Errorf("open layer %s: %w: its file has changed", key, fs.ErrNotExist)
+	}
+	l, err := s.get(key, src)
+	switch {
+	case err == nil || !isMissing(err):
+		return l, err
+	case lazy:
+		return s.makeLazy(ctx, key, format, src)
+	case stream:
+		return s.makeStream(ctx, key, src, func(int64, int64) {})
+	}
+	return nil, fmt.Errorf("open layer %s: %w: %w", key, fs.ErrNotExist, err)
+}
+
+// otherKey is the key of src where another blob with the same content has plain.
+func otherKey(plain string, src layer.Source) string {
+	return plain + "-" + src.Desc.Digest.Encoded()[:16]
+}
+
 // plainLayer is Layer for one that is verified against its diff ID.
 func (s *Store) plainLayer(ctx context.Context, key string, src layer.Source, progress func(done, total int64)) (*Layer, error) {
 	l, err := s.get(key, src)
@@ -219,8 +252,7 @@ func (s *Store) plainLayer(ctx context.Context, key string, src layer.Source, pr
 	if errors.Is(err, errOtherBlob) {
 		// The same content was compressed in two ways, and the chunks of the
 		// other, which are not all here, cannot be had from this blob.
-		key += "-" + src.Desc.Digest.Encoded()[:16]
-		l, err = s.makeStream(ctx, key, src, progress)
+		l, err = s.makeStream(ctx, otherKey(key, src), src, progress)
 	}
 	return l, err
 }

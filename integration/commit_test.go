@@ -311,7 +311,7 @@ func TestCommitOthersRead(t *testing.T) {
 		}
 	}
 	want := readUnion(t, m)
-	for i, format := range []string{"gzip", "zstd", "estargz", "zstd:chunked"} {
+	for i, format := range []string{"gzip", "estargz", "zstd", "zstd:chunked"} { // one over the other
 		name := fmt.Sprintf("example.com/others:%d", i)
 		s.run(t, "commit", "-c", `CMD ["/hello"]`, "-c", "ENV A=b", "--format", format, "w", name)
 		t.Run(strconv.Itoa(i), func(t *testing.T) {

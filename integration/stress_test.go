@@ -173,7 +173,7 @@ func (x *stress) mounted(rng *rand.Rand, short, name string) {
 		got, err := tree.Sum(filepath.Join(dir, file))
 		switch {
 		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTCONN):
-			x.t.Errorf("%s at %s is lost: %v", name, dir, err)
+			x.t.Errorf("%s at %s is lost: %v\n%s", name, dir, err, x.log(dir))
 			return
 		case err != nil:
 			x.t.Errorf("read %s of %s: %v\n%s", file, name, err, x.log(dir))

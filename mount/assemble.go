@@ -97,13 +97,16 @@ func (m *State) open(ctx context.Context, st *store.Store) (*store.Tree, error) 
 			sources[i].Blob = st.Client.Blob(repo, l.Desc)
 		}
 	}
-	opened, err := st.OpenLayers(ctx, sources, nil)
+	keys := make([]string, len(m.Layers))
+	for i, l := range m.Layers {
+		keys[i] = l.Key
+	}
+	opened, err := st.OpenLayers(ctx, sources, keys)
 	if err != nil {
 		return nil, err
 	}
-	// The kernel goes on with the nodes and the data of the tree that it knows. A
-	// file that was replaced since, or a published index that is no longer taken,
-	// gives another tree, whose bytes would be served as those of the first one.
+	// The kernel goes on with the nodes and the data of the tree that it knows:
+	// another one's bytes would be served as those of the first.
 	if opened.Chain.ID != m.Chain {
 		_ = opened.Close()
 		return nil, errOtherLayers

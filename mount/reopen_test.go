@@ -2,6 +2,7 @@ package mount
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strings"
@@ -28,7 +29,11 @@ func reopenable(t *testing.T, sources ...layer.Source) (*server, *State) {
 			t.Error(err)
 		}
 	})
-	opened, err := s.store.OpenLayers(t.Context(), sources, nil)
+	keys := make([]string, len(sources))
+	for i, src := range sources {
+		keys[i], _, _ = layer.Key(src)
+	}
+	opened, err := s.store.OpenLayers(t.Context(), sources, keys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +67,7 @@ func TestReopenChanged(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := s.reopen(t.Context(), m)
-	if !errors.Is(err, errOtherLayers) || !strings.Contains(err.Error(), "layers changed since the mount was made") {
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "its file has changed") {
 		t.Errorf("the file changed: %v", err)
 	}
 	if s.tree != nil {

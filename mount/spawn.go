@@ -101,6 +101,10 @@ func startServer(ctx context.Context, name string, o Options, p Progress) (*Stat
 	}
 	_ = c.Wait()
 	if errors.Is(out.err, errServerGone) {
+		// It may have died between mounting and saying so: its holder goes on.
+		if e, err := find(o.Root, name); err == nil && (e.Status == Serving || e.Status == Recovering) {
+			return &e.State, nil
+		}
 		out.err = fmt.Errorf("%w: %s", out.err, lastWords(o.Root, name))
 	}
 	forget(o.Root, name)

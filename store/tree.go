@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -88,15 +89,22 @@ func (s *Store) Open(ctx context.Context, ref Ref, p Progress) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.openLayers(ctx, sources, p, func(ctx context.Context, src layer.Source) (*cache.Layer, error) {
+	t, err := s.openLayers(ctx, len(sources), func(ctx context.Context, i int) (*cache.Layer, error) {
+		src := sources[i]
 		l, err := s.openByIndex(ctx, found, src)
-		if err != nil && !errors.Is(err, ErrNoIndex) && ref.Index != IndexRequire && ctx.Err() == nil {
+		if err == nil || !errors.Is(err, ErrNoIndex) && (ref.Index == IndexRequire || ctx.Err() != nil) {
+			return l, err
+		}
+		if !errors.Is(err, ErrNoIndex) {
 			s.Log.Warn("published index is not used: streaming the layer",
 				"blob", src.Desc.Digest, "index", found.layers[src.Desc.Digest].Digest, "error", err)
-			return nil, ErrNoIndex
 		}
-		return l, err
-	}, last)
+		return last(ctx, src, func(done, total int64) {
+			if p != nil {
+				p(i, src.Desc.Digest.String(), done, total)
+			}
+		})
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", img.Name, err)
 	}
@@ -112,19 +120,21 @@ func (s *Store) Image(ctx context.Context, ref Ref) (*image.Image, error) {
 	})
 }
 
-// OpenLayers opens layers, the bottom one first, and merges them. The tree has
-// no Image.
-func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, p Progress) (*Tree, error) {
-	return s.openLayers(ctx, sources, p, nil, s.Cache.AnyLayer)
+// OpenLayers opens the layers that were opened before by the keys given, the bottom
+// one first, and merges them: it is the same tree, or an error of
+// cache.Store.LayerAt. The tree has no Image.
+func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, keys []string) (*Tree, error) {
+	if len(keys) != len(sources) {
+		return nil, fmt.Errorf("open %d layers by %d keys: %w", len(sources), len(keys), fs.ErrInvalid)
+	}
+	return s.openLayers(ctx, len(sources), func(ctx context.Context, i int) (*cache.Layer, error) {
+		return s.Cache.LayerAt(ctx, keys[i], sources[i])
+	})
 }
 
-// openLayers is OpenLayers with the way to open a layer, last, and another one that
-// is tried first, or nil: ErrNoIndex means that it is none.
-func (s *Store) openLayers(ctx context.Context, sources []layer.Source, p Progress,
-	first func(context.Context, layer.Source) (*cache.Layer, error),
-	last func(context.Context, layer.Source, func(done, total int64)) (*cache.Layer, error),
-) (t *Tree, err error) {
-	t = &Tree{Layers: make([]*cache.Layer, len(sources))}
+// openLayers opens n layers, all at once, and merges them.
+func (s *Store) openLayers(ctx context.Context, n int, open func(ctx context.Context, i int) (*cache.Layer, error)) (t *Tree, err error) {
+	t = &Tree{Layers: make([]*cache.Layer, n)}
 	defer func() {
 		if err != nil {
 			_ = t.Close()
@@ -132,19 +142,9 @@ func (s *Store) openLayers(ctx context.Context, sources []layer.Source, p Progre
 		}
 	}()
 	g, gctx := errgroup.WithContext(ctx)
-	for i, src := range sources {
+	for i := range n {
 		g.Go(func() (err error) {
-			report := func(done, total int64) {
-				if p != nil {
-					p(i, src.Desc.Digest.String(), done, total)
-				}
-			}
-			if first != nil {
-				if t.Layers[i], err = first(gctx, src); !errors.Is(err, ErrNoIndex) {
-					return err
-				}
-			}
-			t.Layers[i], err = last(gctx, src, report)
+			t.Layers[i], err = open(gctx, i)
 			return err
 		})
 	}
