@@ -102,6 +102,10 @@ func tool(ctx context.Context, name string, first ...string) func(words ...strin
 	return func(words ...string) (string, error) {
 		out, err := exec.CommandContext(ctx, name, append(first, words...)...).Output()
 		if err != nil {
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
+			}
 			err = fmt.Errorf("%s %s: %w", name, strings.Join(words, " "), err)
 		}
 		return strings.TrimSpace(string(out)), err

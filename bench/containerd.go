@@ -24,6 +24,10 @@ func (b *bench) containerdFirst(ctx context.Context, p *faultproxy.Proxy, prog p
 		return m, err
 	}
 	defer func() { err = errors.Join(err, end()) }()
+	hosts, err := b.hostsDir(p.Host())
+	if err != nil {
+		return m, err
+	}
 	root, err := b.newDir("ctr")
 	if err != nil {
 		return m, err
@@ -33,7 +37,7 @@ func (b *bench) containerdFirst(ctx context.Context, p *faultproxy.Proxy, prog p
 	}
 	p.Reset()
 	began := time.Now()
-	if _, err := ctr("images", "pull", "--tlscacert", b.auth.CA(), "--user", registry.User+":"+registry.Password, ref); err != nil {
+	if _, err := ctr("images", "pull", "--hosts-dir", hosts, "--user", registry.User+":"+registry.Password, ref); err != nil {
 		return m, err
 	}
 	if _, err := ctr("images", "mount", ref, root); err != nil {
@@ -45,6 +49,21 @@ func (b *bench) containerdFirst(ctx context.Context, p *faultproxy.Proxy, prog p
 	m.bytes, m.requests = sum.Bytes, sum.Requests
 	_, uerr := ctr("images", "unmount", "--rm", root)
 	return m, errors.Join(err, uerr)
+}
+
+// hostsDir makes a certs.d directory by which containerd reaches host: without it
+// loopback is spoken to in plain HTTP.
+func (b *bench) hostsDir(host string) (string, error) {
+	dir, err := b.newDir("hosts")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
+		return "", err
+	}
+	text := fmt.Sprintf("server = %q\nca = %q\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n  ca = %q\n",
+		"https://"+host, b.auth.CA(), "https://"+host, b.auth.CA())
+	return dir, os.WriteFile(filepath.Join(dir, host, "hosts.toml"), []byte(text), 0o644)
 }
 
 // startContainerd starts a daemon of its own and returns how to speak to it.
