@@ -295,6 +295,9 @@ func (c *checker) isZero(data *os.File, off, end int64) bool {
 // where there is data: within the devices, of which size, unless negative, is that
 // of the only one.
 func checkIndex(path string, size int64) error {
+	if err := index.CheckSum(path); err != nil {
+		return err
+	}
 	x, err := index.Open(path)
 	if err != nil {
 		return err

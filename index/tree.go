@@ -99,8 +99,8 @@ func (t *Tree) Encode() ([]byte, error) {
 }
 
 // Write writes the image to path, replacing what is there: the file appears
-// under its name whole and on disk, or not at all. See WriteTo for errors of
-// the tree.
+// under its name whole and on disk, or not at all, with what CheckSum compares it
+// with. See WriteTo for errors of the tree.
 func (t *Tree) Write(path string) (err error) {
 	p, err := newPlan(t)
 	if err != nil {
@@ -118,7 +118,11 @@ func (t *Tree) Write(path string) (err error) {
 			err = fmt.Errorf("write index %s: %w", path, err)
 		}
 	}()
-	if _, err := p.write(f); err != nil {
+	w := newSummed(f)
+	if _, err := p.write(w); err != nil {
+		return err
+	}
+	if err := w.note(); err != nil {
 		return err
 	}
 	// The data must be on disk before the name is: after a crash a reader finds
