@@ -119,11 +119,12 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	if ok, err := cloneChain(m); ok || err != nil {
 		return m, err
 	}
-	if err := m.prepareUpper(t.Overlay()); err != nil {
-		return nil, errors.Join(err, m.end())
-	}
 	if !t.Complete() {
 		return nil, errNeedsServer
+	}
+	if err := m.prepareUpper(t.Overlay()); err != nil {
+		m.unlockUpper()
+		return nil, err
 	}
 	if err := t.mountComplete(m); err != nil {
 		_ = m.end()

@@ -169,6 +169,7 @@ func (s *server) run(ctx context.Context, name string, o Options, p Progress, re
 	s.state = s.tree.state(name, o)
 	s.state.Engine, s.state.Reason = engine, reason
 	if err = s.state.prepareUpper(s.tree.Overlay()); err != nil {
+		s.state.unlockUpper()
 		return err
 	}
 	alone := false // the mount goes on without a server
@@ -265,6 +266,7 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) e
 		_ = fs.Unmount(sctx, s.state.Options.Dir, true)
 		return abandon(err)
 	}
+	s.state.unlockUpper()
 	control, err := s.listen()
 	if err != nil {
 		s.log.Warn("no statistics", "error", err)

@@ -59,6 +59,8 @@ type State struct {
 	// Kept says that the record outlives the mount: it is a workspace that was
 	// mounted at least once.
 	Kept bool `json:"kept,omitempty"`
+
+	upperLock *os.File // held while a workspace is being mounted, see lockUpper
 }
 
 // Process identifies a process for longer than its id is unique.

@@ -60,6 +60,12 @@ func (s *State) prepareUpper(t *overlay.Tree) error {
 	if !s.Options.RW {
 		return nil
 	}
+	if err := os.MkdirAll(s.workDir(), 0o700); err != nil {
+		return fmt.Errorf("workspace %s: %w", s.Name, err)
+	}
+	if err := s.lockUpper(); err != nil {
+		return err
+	}
 	if err := s.goOn(); err != nil {
 		return err
 	}
@@ -69,10 +75,43 @@ func (s *State) prepareUpper(t *overlay.Tree) error {
 	return nil
 }
 
-func (s *State) prepareDirs(t *overlay.Tree) error {
-	if err := os.MkdirAll(s.workDir(), 0o700); err != nil {
+// lockUpper sees to it that nobody else mounts the upper directory until keep or end:
+// overlayfs would let two do so, and damage it.
+func (s *State) lockUpper() error {
+	f, err := os.Open(s.workDir())
+	if err != nil {
+		return fmt.Errorf("workspace %s: %w", s.Name, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("%w: another process is mounting %s", ErrWorkspace, s.Name)
+		}
+		return fmt.Errorf("workspace %s: lock %s: %w", s.Name, f.Name(), err)
+	}
+	s.upperLock = f
+	// Who had the lock before may have mounted it.
+	all, err := List(s.Options.Root)
+	if err != nil {
 		return err
 	}
+	for _, e := range all {
+		if e.Options.RW && e.Status != Unmounted && sameFile(e.workDir(), s.workDir()) {
+			return fmt.Errorf("%w: %s is mounted at %s", ErrWorkspace, e.Name, e.Options.Dir)
+		}
+	}
+	return nil
+}
+
+// unlockUpper lets others mount the upper directory: the record says that it is.
+func (s *State) unlockUpper() {
+	if s.upperLock != nil {
+		_ = s.upperLock.Close()
+		s.upperLock = nil
+	}
+}
+
+func (s *State) prepareDirs(t *overlay.Tree) error {
 	upper := s.Upper()
 	err := os.Mkdir(upper, 0o700)
 	if errors.Is(err, os.ErrExist) {
@@ -194,12 +233,14 @@ func (s *State) keep() error {
 		return nil
 	}
 	s.Kept = true
+	defer s.unlockUpper()
 	return s.save()
 }
 
 // end takes back what s says of a mount that is over. A workspace stays; of other
 // mounts nothing does.
 func (s *State) end() error {
+	defer s.unlockUpper()
 	if !s.Kept {
 		return s.remove()
 	}
@@ -213,6 +254,11 @@ func forget(root, name string) {
 	s, err := Load(root, name)
 	if err != nil {
 		s = &State{Name: name, Options: Options{Root: root}}
+	}
+	// It may have failed because another process is mounting that workspace.
+	if _, err := os.Stat(s.workDir()); err == nil && s.lockUpper() != nil {
+		s.unlockUpper()
+		return
 	}
 	_ = s.end()
 }
