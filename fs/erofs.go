@@ -140,7 +140,7 @@ func checkDevices(meta string, devices []string) error {
 	return nil
 }
 
-// CloneMount makes the filesystem mounted on from appear on to as well: the same
+// CloneMount makes the EROFS mounted on from appear on to as well: the same
 // superblock, so the same page cache. Each is unmounted by itself.
 func CloneMount(from, to string) error {
 	to, err := mountPoint(to)
@@ -152,6 +152,14 @@ func CloneMount(from, to string) error {
 		return fmt.Errorf("clone mount %s: %w", from, err)
 	}
 	defer func() { _ = unix.Close(mount) }()
+	// It may have been unmounted just now: then this is a clone of what was beneath.
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(mount, &st); err != nil {
+		return fmt.Errorf("clone mount %s: %w", from, err)
+	}
+	if st.Type != unix.EROFS_SUPER_MAGIC_V1 {
+		return fmt.Errorf("clone mount %s: %w: there is no EROFS any more", from, unix.ESTALE)
+	}
 	return attach(mount, to)
 }
 
