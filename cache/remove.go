@@ -99,10 +99,9 @@ func (s *Store) RemoveLayer(ctx context.Context, key string) (freed int64, err e
 // DropData makes a hole of the data that is kept of the layer called key, for a
 // layer whose blob is at hand, and returns how many bytes that freed on the disk.
 // Index and table stay, so that chunks are decoded again when they are read, and
-// those that are being fetched. Processes that have the layer open go on. What
-// would have to be read as a whole for one chunk is kept, and so is what Options.Held
-// names. ErrInUse: the layer is made or evicted right now, or its data file is
-// given to the kernel.
+// those that are being fetched. What would have to be read as a whole for one chunk
+// is kept, and so is what Options.Held names. ErrInUse: a process has the layer open,
+// makes or evicts it right now, or has given its data file to the kernel.
 func (s *Store) DropData(ctx context.Context, key string) (freed int64, err error) {
 	if !isKey(key) {
 		return 0, fmt.Errorf("drop data of layer %q: %w", key, fs.ErrInvalid)
@@ -128,6 +127,13 @@ func (s *Store) dropData(ctx context.Context, key string) (int64, error) {
 		return 0, err
 	}
 	lock.unlock() // it is there; candidate takes the lock with the others
+	// Who has it open may have opened it for another blob with the same content, from
+	// which its chunks cannot be had again.
+	alone, err := s.lockAlone(openLayerLock, key)
+	if err != nil {
+		return 0, err
+	}
+	defer alone.unlock()
 	c, busy, err := s.candidate(key)
 	if err != nil {
 		return 0, err
