@@ -52,17 +52,17 @@ func (l *Layer) findStarts() {
 // walk lists the files of l. A damaged index, which may go round in circles, shows
 // itself to who reads it: here it ends the list.
 func (s *starts) walk(l *Layer) {
-	todo := []index.NID{l.index.Root()}
+	unseen := []index.NID{l.index.Root()}
 	// Every entry of a sound index but hard links has an inode of its own, and
 	// a file with many names is one of few.
 	dirs, entries := l.index.Inodes(), int64(maxEntries)
-	for len(todo) > 0 && dirs > 0 {
-		dir := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
+	for len(unseen) > 0 && dirs > 0 {
+		dir := unseen[len(unseen)-1]
+		unseen = unseen[:len(unseen)-1]
 		dirs--
 		err := l.index.ReadDir(dir, 0, func(d *index.Dirent) bool {
 			if name := string(d.Name); name != "." && name != ".." {
-				todo = s.entry(l, d.NID, todo)
+				unseen = s.entry(l, d.NID, unseen)
 			}
 			entries--
 			return l.ctx.Err() == nil && len(s.list) < maxStarts && entries > 0
@@ -73,16 +73,16 @@ func (s *starts) walk(l *Layer) {
 	}
 }
 
-// entry lists the inode nid if it is a file, and adds it to todo if it is a
+// entry lists the inode nid if it is a file, and adds it to unseen if it is a
 // directory.
-func (s *starts) entry(l *Layer, nid index.NID, todo []index.NID) []index.NID {
+func (s *starts) entry(l *Layer, nid index.NID, unseen []index.NID) []index.NID {
 	var a index.Attr
 	if l.index.Attr(nid, &a) != nil {
-		return todo
+		return unseen
 	}
 	switch {
 	case a.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return append(todo, nid)
+		return append(unseen, nid)
 	case a.Mode&unix.S_IFMT == unix.S_IFREG && a.Size > 0:
 		// One without extents may be a hard link to a file of another layer.
 		_ = l.index.Extents(nid, 0, a.Size, func(e index.Extent) bool {
@@ -92,7 +92,7 @@ func (s *starts) entry(l *Layer, nid index.NID, todo []index.NID) []index.NID {
 			return false
 		})
 	}
-	return todo
+	return unseen
 }
 
 // from returns the first file that begins at off or behind it.

@@ -191,8 +191,9 @@ func (l *tocLoader) landmark(e *tocEntry) error {
 	return nil
 }
 
-// tocType translates the name of a type, to 0 if it is none.
-func tocType(name string) byte {
+// TOCType returns the tar type that tables of contents call name, as eStargz, both
+// dialects of zstd:chunked and SOCI do: one of tarscan's, or 0 for none of them.
+func TOCType(name string) byte {
 	switch name {
 	case "reg":
 		return tarscan.TypeReg
@@ -214,7 +215,7 @@ func tocType(name string) byte {
 
 // treeEntry translates e, but for its chunks.
 func (l *tocLoader) treeEntry(e *tocEntry) (*entry, error) {
-	typ := tocType(e.typ)
+	typ := TOCType(e.typ)
 	if typ == 0 {
 		return nil, fmt.Errorf("unknown type %s", short(e.typ))
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/laminafs/lamina/layer/checkpoint"
+	"github.com/laminafs/lamina/layer"
 	"github.com/laminafs/lamina/layer/tarscan"
 	"github.com/laminafs/lamina/published/soci/ztocfb"
 )
@@ -132,7 +133,7 @@ func (z *ztoc) entry(i int) (h *tarscan.Header, err error) {
 		return nil, errors.New("no entry")
 	}
 	h = &tarscan.Header{
-		Type: typeOf(e.Type()), Mode: e.Mode(), UID: int64(e.Uid()), GID: int64(e.Gid()),
+		Type: layer.TOCType(string(e.Type())), Mode: e.Mode(), UID: int64(e.Uid()), GID: int64(e.Gid()),
 		Major: e.Major(), Minor: e.Minor(), Size: e.Size(), Data: e.Offset(), Pos: e.Offset(),
 	}
 	if h.Name, err = z.take(e.Name()); err != nil {
@@ -179,25 +180,4 @@ func (z *ztoc) take(b []byte) (string, error) {
 		return "", errors.New("the same bytes are used too often")
 	}
 	return string(b), nil
-}
-
-// typeOf translates the name of a type, to 0 if it is none.
-func typeOf(name []byte) byte {
-	switch string(name) {
-	case "reg":
-		return tarscan.TypeReg
-	case "dir":
-		return tarscan.TypeDir
-	case "symlink":
-		return tarscan.TypeSymlink
-	case "hardlink":
-		return tarscan.TypeLink
-	case "char":
-		return tarscan.TypeChar
-	case "block":
-		return tarscan.TypeBlock
-	case "fifo":
-		return tarscan.TypeFifo
-	}
-	return 0
 }
