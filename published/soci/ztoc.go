@@ -9,8 +9,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/laminafs/lamina/layer/checkpoint"
 	"github.com/laminafs/lamina/layer"
+	"github.com/laminafs/lamina/layer/checkpoint"
 	"github.com/laminafs/lamina/layer/tarscan"
 	"github.com/laminafs/lamina/published/soci/ztocfb"
 )
