@@ -140,8 +140,9 @@ func checkDevices(meta string, devices []string) error {
 	return nil
 }
 
-// CloneMount makes the EROFS mounted on from appear on to as well: the same
-// superblock, so the same page cache. Each is unmounted by itself.
+// CloneMount makes what is mounted on from, by the kernel engine or through FUSE,
+// appear on to as well: the same superblock, so the same page cache. Each is
+// unmounted by itself. ESTALE when from is no mount of either kind any more.
 func CloneMount(from, to string) error {
 	to, err := mountPoint(to)
 	if err != nil {
@@ -157,8 +158,8 @@ func CloneMount(from, to string) error {
 	if err := unix.Fstatfs(mount, &st); err != nil {
 		return fmt.Errorf("clone mount %s: %w", from, err)
 	}
-	if st.Type != unix.EROFS_SUPER_MAGIC_V1 {
-		return fmt.Errorf("clone mount %s: %w: there is no EROFS any more", from, unix.ESTALE)
+	if st.Type != unix.EROFS_SUPER_MAGIC_V1 && st.Type != unix.FUSE_SUPER_MAGIC {
+		return fmt.Errorf("clone mount %s: %w: it is not mounted any more", from, unix.ESTALE)
 	}
 	return attach(mount, to)
 }
