@@ -3,12 +3,22 @@ package fs
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/index"
 )
+
+// plain are the errors of the upper directory's filesystem, and of the union, that
+// are the caller's to know. Others, such as those of a connection, are not.
+var plain = [...]unix.Errno{
+	unix.EPERM, unix.ENOENT, unix.EACCES, unix.EBUSY, unix.EEXIST, unix.ENOTDIR, unix.EISDIR,
+	unix.EINVAL, unix.ENFILE, unix.EMFILE, unix.EFBIG, unix.ENOSPC, unix.EROFS, unix.EMLINK,
+	unix.ENAMETOOLONG, unix.ENOTEMPTY, unix.ELOOP, unix.ENODATA, unix.EOPNOTSUPP, unix.ESTALE,
+	unix.EDQUOT, unix.ENXIO, unix.E2BIG, unix.ERANGE, unix.ENOMEM, unix.EOVERFLOW, unix.ETXTBSY,
+}
 
 // errno is the one place where errors of the packages below become what a
 // program sees. Whatever is not named here, be it a digest mismatch, a registry
@@ -27,6 +37,10 @@ func errno(err error) fuse.Status {
 		return fuse.Status(unix.EFBIG)
 	case errors.Is(err, context.Canceled):
 		return fuse.EINTR
+	}
+	var e unix.Errno
+	if errors.As(err, &e) && slices.Contains(plain[:], e) {
+		return fuse.Status(e)
 	}
 	return fuse.EIO
 }

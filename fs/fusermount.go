@@ -35,8 +35,12 @@ func mountHelper(dir string, o MountOptions) (*os.File, error) {
 	local, remote := os.NewFile(uintptr(pair[0]), "fusermount"), os.NewFile(uintptr(pair[1]), "fusermount")
 	defer func() { _ = local.Close() }()
 
+	access := "ro"
+	if o.Writable {
+		access = "rw"
+	}
 	options := []string{
-		"ro", "nosuid", "nodev", "default_permissions", fmt.Sprintf("max_read=%d", maxRequest),
+		access, "nosuid", "nodev", "default_permissions", fmt.Sprintf("max_read=%d", maxRequest),
 		"fsname=" + escapeOption(source(o)), "subtype=" + fsSubtype,
 	}
 	if o.AllowOther {

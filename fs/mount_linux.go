@@ -31,12 +31,14 @@ type MountOptions struct {
 	// NoSuid and NoDev make set-id bits and device nodes of the image appear
 	// but not work. Mounts of users other than root always have both.
 	NoSuid, NoDev bool
+	// Writable makes the mount one that takes changes.
+	Writable bool
 	// AllowOther lets all users in, as far as the tree's own permissions do.
 	// Mounts of root always have it; for others /etc/fuse.conf must allow it.
 	AllowOther bool
 }
 
-// Mount mounts a read-only FUSE filesystem on dir and returns the session's
+// Mount mounts a FUSE filesystem on dir and returns the session's
 // descriptor, which the caller passes to Serve (and may pass to other processes)
 // and closes. The mount answers nobody until it is served, and is dead
 // (see IsStale) once every copy of the descriptor has been closed.
@@ -95,7 +97,10 @@ func mountDirect(dir string, o MountOptions) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	flags := uintptr(unix.MS_RDONLY)
+	var flags uintptr
+	if !o.Writable {
+		flags |= unix.MS_RDONLY
+	}
 	if o.NoSuid {
 		flags |= unix.MS_NOSUID
 	}

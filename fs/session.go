@@ -36,6 +36,9 @@ type SessionOptions struct {
 	// replayed from InitFile (when it got that far) and unanswered requests
 	// are sent again by the kernel.
 	Takeover bool
+	// Writable says that raw takes changes: the kernel keeps what is written until
+	// it has much of it, and passes on what it was asked to check.
+	Writable bool
 	// MaxBackground bounds the read-ahead requests in flight; 0 means 64.
 	MaxBackground int
 	// Stats counts requests; nil: not counted.
@@ -58,10 +61,11 @@ const (
 	// maxRequest bounds reads and directory listings: 256 pages, FUSE's limit
 	// that every kernel accepts.
 	maxRequest = 1 << 20
-	// maxWrite is FUSE's least. The tree is read-only, so requests are small,
-	// and every worker holds one buffer of this size plus headers.
-	maxWrite      = 4096
-	requestBuffer = 16 << 10
+	// Every worker holds a buffer for a request: the largest WRITE and the space
+	// before it. Of a read-only tree requests are small; 4096 is FUSE's least.
+	readOnlyWrite = 4096
+	writableWrite = 256 << 10
+	requestHead   = 12 << 10
 )
 
 // session is one server's part in the life of a FUSE connection.
@@ -153,12 +157,28 @@ func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
 		ExplicitDataCacheControl: true,
 		EnableAcl:                true,
 		IDMappedMount:            true,
-		ExtraCapabilities: fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_EXPORT_SUPPORT |
-			fuse.CAP_ASYNC_DIO | fuse.CAP_ABORT_ERROR | fuse.CAP_HAS_RESEND,
-		Logger:       log.New(logWriter{o.Log}, "", 0),
-		PanicHandler: s.panicked,
+		ExtraCapabilities:        capabilities(o),
+		Logger:                   log.New(logWriter{o.Log}, "", 0),
+		PanicHandler:             s.panicked,
 	})
 	return s
+}
+
+func capabilities(o SessionOptions) uint64 {
+	c := uint64(fuse.CAP_NO_OPENDIR_SUPPORT | fuse.CAP_EXPORT_SUPPORT |
+		fuse.CAP_ASYNC_DIO | fuse.CAP_ABORT_ERROR | fuse.CAP_HAS_RESEND)
+	if o.Writable {
+		c |= fuse.CAP_WRITEBACK_CACHE | fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_SETXATTR_EXT
+	}
+	return c
+}
+
+// maxWrite is the most that one WRITE carries.
+func (s *session) maxWrite() int {
+	if s.o.Writable {
+		return writableWrite
+	}
+	return readOnlyWrite
 }
 
 func (s *session) serve(ctx context.Context) error {

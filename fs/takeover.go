@@ -106,11 +106,11 @@ func (s *session) handBack() {
 // reads and writes together, where a read-only tree wants large reads and small
 // request buffers; and it grants no more read-ahead than the mount began with,
 // though SetReadAhead may have raised that since.
-func widenInit(out []byte) {
+func (s *session) widenInit(out []byte) {
 	if len(out) < initEnd {
 		return
 	}
 	binary.NativeEndian.PutUint32(out[initReadAhead:], maxRequest)
-	binary.NativeEndian.PutUint32(out[initMaxWrite:], maxWrite)
+	binary.NativeEndian.PutUint32(out[initMaxWrite:], uint32(s.maxWrite()))
 	binary.NativeEndian.PutUint16(out[initMaxPages:], uint16(maxRequest/os.Getpagesize()))
 }

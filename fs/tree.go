@@ -8,7 +8,6 @@ import (
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
@@ -241,36 +240,7 @@ func (f *tree) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 
 // Lseek answers SEEK_DATA and SEEK_HOLE; the kernel does the other kinds.
 func (f *tree) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	nid, off := f.nid(in.NodeId), int64(in.Offset)
-	var a index.Attr
-	if err := f.t.Attr(nid, &a); err != nil {
-		return errno(err)
-	}
-	if off < 0 || off >= a.Size {
-		return fuse.Status(unix.ENXIO)
-	}
-	data, hole := int64(-1), off // where data begins, and where what starts at off ends
-	err := f.t.Extents(nid, off, a.Size-off, func(e index.Extent) bool {
-		if data < 0 {
-			data = e.FileOff
-		}
-		if e.FileOff != hole {
-			return false
-		}
-		hole += e.Len
-		return true
-	})
-	switch {
-	case err != nil:
-		return errno(err)
-	case in.Whence == unix.SEEK_HOLE:
-		out.Offset = uint64(hole)
-	case in.Whence != unix.SEEK_DATA:
-		return fuse.EINVAL
-	case data < 0:
-		return fuse.Status(unix.ENXIO)
-	default:
-		out.Offset = uint64(data)
-	}
-	return fuse.OK
+	off, err := f.t.Seek(f.nid(in.NodeId), int64(in.Offset), int(in.Whence))
+	out.Offset = uint64(off)
+	return errno(err)
 }

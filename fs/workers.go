@@ -55,7 +55,7 @@ func newWorker(s *session) *worker {
 	if w, ok := s.retired.Get().(*worker); ok {
 		return w
 	}
-	w := &worker{s: s, in: make([]byte, requestBuffer), out: make([]byte, smallReply)}
+	w := &worker{s: s, in: make([]byte, s.maxWrite()+requestHead), out: make([]byte, smallReply)}
 	// A request that the kernel hands to a process which is being killed is
 	// lost, with EIO, if its buffer has pages that were never touched: a dying
 	// process gets no new ones. Otherwise the next server is sent it again.
@@ -145,7 +145,7 @@ func (w *worker) answer(in []byte) {
 		out = errorReply(w.out, in, status)
 	}
 	if op == opInit {
-		widenInit(out)
+		s.widenInit(out)
 		s.inited = true
 	} else if s.stopping.Load() {
 		return // left for the next server

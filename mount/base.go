@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/index"
@@ -101,10 +102,28 @@ func (e *Entry) OpenWorkspace(ctx context.Context, st *store.Store) (*Workspace,
 		return nil, fmt.Errorf("%w: %s is mounted read-only", ErrWorkspace, e.Name)
 	}
 	w := &Workspace{Upper: overlay.Upper{Dir: e.Upper()}}
+	if err := e.flush(); err != nil {
+		return nil, fmt.Errorf("open workspace %s: %w", e.Name, err)
+	}
 	if err := w.open(ctx, e, st); err != nil {
 		return nil, errors.Join(fmt.Errorf("open workspace %s: %w", e.Name, err), w.Close())
 	}
 	return w, nil
+}
+
+// flush has the kernel pass on what was written to e, if it is mounted.
+func (e *Entry) flush() error {
+	if e.Status != Serving && e.Status != NoServer {
+		return nil
+	}
+	dir, err := os.Open(e.Options.Dir)
+	if err != nil {
+		return err
+	}
+	if err = unix.Syncfs(int(dir.Fd())); err != nil {
+		err = &os.PathError{Op: "syncfs", Path: dir.Name(), Err: err}
+	}
+	return errors.Join(err, dir.Close())
 }
 
 func (w *Workspace) open(ctx context.Context, e *Entry, st *store.Store) (err error) {

@@ -2,7 +2,6 @@ package mount
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -13,22 +12,18 @@ import (
 
 	"github.com/laminafs/lamina/fs"
 	"github.com/laminafs/lamina/lookahead"
+	"github.com/laminafs/lamina/overlay"
+	"github.com/laminafs/lamina/overlay/union"
 )
 
 // chooseEngine returns the engine for what was asked, and why it is not the
 // kernel's when it is not.
 func chooseEngine(o Options) (Engine, string, error) {
 	asked := o.Engine
-	if asked == FUSE && o.RW {
-		return "", "", errors.New("the fuse engine cannot write yet: use --engine kernel, or auto")
-	}
-	if asked == FUSE {
+	if asked == FUSE || asked == Auto && o.RW {
 		return FUSE, "", nil
 	}
 	err := fs.KernelSupport()
-	if err != nil && o.RW {
-		return "", "", fmt.Errorf("mount writable: %w", err)
-	}
 	if err == nil {
 		return Kernel, "", nil
 	}
@@ -45,9 +40,11 @@ type session struct {
 	raw   fuse.RawFileSystem
 	stats *fs.Stats
 	opts  fs.SessionOptions
+	union *union.Union // nil of what is not writable here
 }
 
-func newSession(m *State, t *tree, log *slog.Logger) *session {
+// newSession makes the session of m; with resume an earlier server of it has died.
+func newSession(m *State, t *tree, log *slog.Logger, resume bool) (*session, error) {
 	stats := new(fs.Stats)
 	s := &session{stats: stats, opts: fs.SessionOptions{
 		InitFile: filepath.Join(m.dir(), "init"), Stats: stats, Trim: t.trim, Log: log,
@@ -56,8 +53,8 @@ func newSession(m *State, t *tree, log *slog.Logger) *session {
 	for i, l := range t.Layers {
 		watched[i] = l
 	}
-	union := t.Overlay()
-	t.ahead.Watch(union, watched)
+	lower := t.Overlay()
+	t.ahead.Watch(lower, watched)
 	o := fs.TreeOptions{ReadDeadline: m.Options.Deadline, Stats: stats}
 	if m.Engine == Kernel {
 		files := make([]fs.LayerData, len(t.Layers))
@@ -65,14 +62,34 @@ func newSession(m *State, t *tree, log *slog.Logger) *session {
 			files[i] = fs.LayerData{Data: l, Size: l.Size()}
 		}
 		s.raw = fs.NewData(files, o)
-		return s
+		return s, nil
 	}
-	s.raw = fs.NewTree(union, o)
-	return s
+	if !m.Options.RW {
+		s.raw = fs.NewTree(lower, o)
+		return s, nil
+	}
+	unix.Umask(0) // who makes a file has one of its own, which comes with the request
+	u, err := union.Open(union.Options{
+		Lower: lower, Upper: overlay.Upper{Dir: m.Upper()}, Work: m.workDir(),
+		ReadTimeout: m.Options.Deadline, Resume: resume,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.union, s.raw, s.opts.Writable = u, fs.NewUnion(u, o), true
+	return s, nil
 }
 
 func (s *session) serve(ctx context.Context) error {
 	return fs.Serve(ctx, s.dev, s.raw, s.opts)
+}
+
+// close closes what the session has open, after its end.
+func (s *session) close() error {
+	if s.union == nil {
+		return nil
+	}
+	return s.union.Close()
 }
 
 // devices returns the data files of t's layers for the kernel, and notes in m
@@ -102,7 +119,7 @@ func (s *session) mount(m *State, t *tree, start func()) (err error) {
 		return err
 	}
 	if m.Engine != Kernel {
-		if s.dev, err = fs.Mount(m.Options.Dir, fs.MountOptions{Source: m.Image}); err == nil {
+		if s.dev, err = fs.Mount(m.Options.Dir, fs.MountOptions{Source: m.Image, Writable: m.Options.RW}); err == nil {
 			start()
 		}
 		return err

@@ -70,7 +70,7 @@ func List(root string) ([]Entry, error) {
 
 // owns reports whether m is the mount that s records.
 func (s *State) owns(m fs.MountInfo) bool {
-	if s.Options.RW {
+	if s.Engine == Kernel && s.Options.RW {
 		return m.FSType == "overlay" && m.Source == s.source()
 	}
 	if s.Engine == Kernel {

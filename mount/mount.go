@@ -22,7 +22,7 @@ func Mount(ctx context.Context, o Options, p Progress) (*State, error) {
 	if err := prepare(ctx, &o); err != nil {
 		return nil, err
 	}
-	if o.Engine != FUSE && !o.Fill {
+	if engine, _, _ := chooseEngine(o); engine == Kernel && !o.Fill {
 		s, err := mountLocal(ctx, o)
 		if !errors.Is(err, errNeedsServer) {
 			return s, err

@@ -220,10 +220,13 @@ func (s *server) withoutServer(ready func(*State)) (bool, error) {
 
 // serve serves the session of s.state: a new one, or with takeover the one
 // whose descriptor s.session holds. It returns when the session has ended.
-func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) error {
+func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) (err error) {
 	if !takeover {
-		s.session = newSession(s.state, s.tree, s.log)
+		if s.session, err = newSession(s.state, s.tree, s.log, false); err != nil {
+			return err
+		}
 	}
+	defer func() { err = errors.Join(err, s.session.close()) }()
 	s.session.opts.Takeover = takeover
 	s.state.Server = self()
 	// The tree outlives ctx: it is ended by an unmount, in the kernel's order.
@@ -339,7 +342,9 @@ func TakeoverCommand(ctx context.Context, root, name string, dev *os.File) (err 
 	}
 	defer func() { err = errors.Join(err, s.tree.Close()) }()
 	defer func() { err = errors.Join(err, m.end()) }()
-	s.session = newSession(m, s.tree, log)
+	if s.session, err = newSession(m, s.tree, log, true); err != nil {
+		return err
+	}
 	s.session.dev = dev
 	log.Info("took over", "mount", name, "image", m.Image, "layers", len(m.Layers))
 	if err = s.serve(ctx, true, func(*State) {}); err != nil {

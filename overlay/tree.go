@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/laminafs/lamina/index"
 )
 
@@ -61,4 +63,38 @@ func (t *Tree) Read(ctx context.Context, nid index.NID, p []byte, off int64) (in
 	}
 	clear(p[filled:])
 	return len(p), nil
+}
+
+// Seek is lseek(2) of regular file nid with SEEK_DATA or SEEK_HOLE. ENXIO: off is
+// not within the file, or, of SEEK_DATA, no data is at or after it.
+func (t *Tree) Seek(nid index.NID, off int64, whence int) (int64, error) {
+	var a index.Attr
+	if err := t.Attr(nid, &a); err != nil {
+		return 0, err
+	}
+	if off < 0 || off >= a.Size {
+		return 0, unix.ENXIO
+	}
+	data, hole := int64(-1), off // where data begins, and where what starts at off ends
+	err := t.Extents(nid, off, a.Size-off, func(e index.Extent) bool {
+		if data < 0 {
+			data = e.FileOff
+		}
+		if e.FileOff != hole {
+			return false
+		}
+		hole += e.Len
+		return true
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case whence == unix.SEEK_HOLE:
+		return hole, nil
+	case whence != unix.SEEK_DATA:
+		return 0, unix.EINVAL
+	case data < 0:
+		return 0, unix.ENXIO
+	}
+	return data, nil
 }

@@ -1,0 +1,207 @@
+package union
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/index"
+)
+
+const ioSize = 4096
+
+// Attr fills a with the attributes of id.
+func (u *Union) Attr(id ID, a *Attr) error {
+	n, err := u.get(id)
+	if err != nil {
+		return err
+	}
+	if n == nil {
+		return u.lowerAttr(u.nid(id), a)
+	}
+	u.names.RLock()
+	defer u.names.RUnlock()
+	return u.attr(n, a)
+}
+
+// attr is Attr of a node, with names locked for reading at least.
+func (u *Union) attr(n *node, a *Attr) error {
+	if n.dead {
+		*a = *n.last
+		return nil
+	}
+	var st unix.Stat_t
+	w, err := u.find(n)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := unix.Fstatat(w.fd, w.path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	u.fill(n, &st, a)
+	return nil
+}
+
+// lowerAttr fills a with the attributes of a file of the lower tree.
+func (u *Union) lowerAttr(nid index.NID, a *Attr) error {
+	var l index.Attr
+	if err := u.lower.Attr(nid, &l); err != nil {
+		return err
+	}
+	t := unix.Timespec{Sec: l.Mtime, Nsec: int64(l.MtimeNsec)}
+	*a = Attr{
+		ID: ID(nid), Mode: l.Mode, UID: l.UID, GID: l.GID, Nlink: l.Nlink, Rdev: l.Rdev,
+		Size: l.Size, Blocks: (l.Size + 511) / 512, Atime: t, Mtime: t, Ctime: t, PreferredIO: ioSize,
+	}
+	return nil
+}
+
+// fill makes of st, what the upper directory shows of n, what the union does.
+func (u *Union) fill(n *node, st *unix.Stat_t, a *Attr) {
+	*a = Attr{
+		ID: n.id, Mode: st.Mode, UID: st.Uid, GID: st.Gid, Nlink: uint32(st.Nlink),
+		Rdev: index.Makedev(unix.Major(st.Rdev), unix.Minor(st.Rdev)),
+		Size: st.Size, Blocks: st.Blocks, Atime: st.Atim, Mtime: st.Mtim, Ctime: st.Ctim, PreferredIO: ioSize,
+	}
+	switch {
+	case n.isDir() && n.lower != 0:
+		a.Nlink = 1 // as overlayfs says of what is merged: nobody counted
+	case n.orphan:
+		a.Nlink--
+	}
+	if n.meta.Load() {
+		a.Blocks = (st.Size + 511) / 512
+	}
+}
+
+// Readlink returns the target of a symbolic link.
+func (u *Union) Readlink(id ID) ([]byte, error) {
+	n, err := u.get(id)
+	if err != nil {
+		return nil, err
+	}
+	u.names.RLock()
+	defer u.names.RUnlock()
+	if n == nil || n.dead {
+		return u.lower.Readlink(u.nid(id))
+	}
+	w, err := u.find(n)
+	if err != nil {
+		return nil, err
+	}
+	defer w.close()
+	b := make([]byte, unix.PathMax)
+	c, err := unix.Readlinkat(w.fd, w.path, b)
+	if err != nil {
+		return nil, err
+	}
+	return b[:c], nil
+}
+
+// Change says which attributes Set changes.
+type Change struct {
+	Mode         *uint32 // permissions and set-id bits
+	UID, GID     *uint32
+	Size         *int64
+	Atime, Mtime *unix.Timespec // Nsec may be UTIME_NOW
+	// DropSetID says that who changes the size may not keep set-id bits.
+	DropSetID bool
+}
+
+func timeOr(t *unix.Timespec) unix.Timespec {
+	if t == nil {
+		return unix.Timespec{Nsec: unix.UTIME_OMIT}
+	}
+	return *t
+}
+
+func idOr(id *uint32) int {
+	if id == nil {
+		return -1
+	}
+	return int(*id)
+}
+
+// Set changes attributes of id and fills a with what they are then.
+func (u *Union) Set(ctx context.Context, id ID, c *Change, a *Attr) error {
+	u.frozen.RLock()
+	defer u.frozen.RUnlock()
+	size := noData
+	if c.Size != nil {
+		size = *c.Size
+	}
+	n, err := u.raise(ctx, id, size)
+	if err != nil {
+		return err
+	}
+	if c.Size != nil {
+		if err := u.truncate(n, c); err != nil {
+			return err
+		}
+	}
+	u.names.RLock()
+	defer u.names.RUnlock()
+	if err := u.set(n, c); err != nil {
+		return err
+	}
+	return u.attr(n, a)
+}
+
+// set changes what is in the inode.
+func (u *Union) set(n *node, c *Change) error {
+	w, err := u.find(n)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if c.UID != nil || c.GID != nil {
+		if err := unix.Fchownat(w.fd, w.path, idOr(c.UID), idOr(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return err
+		}
+	}
+	if c.Mode != nil {
+		if n.typ == unix.S_IFLNK {
+			return unix.EOPNOTSUPP
+		}
+		if err := unix.Fchmodat(w.fd, w.path, *c.Mode&0o7777, 0); err != nil {
+			return err
+		}
+	}
+	if c.Atime != nil || c.Mtime != nil {
+		ts := []unix.Timespec{timeOr(c.Atime), timeOr(c.Mtime)}
+		return unix.UtimesNanoAt(w.fd, w.path, ts, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return nil
+}
+
+func (u *Union) truncate(n *node, c *Change) error {
+	f, err := u.file(n)
+	if err != nil {
+		return err
+	}
+	defer u.files.release(f)
+	if c.DropSetID {
+		if err := dropSetID(f.fd); err != nil {
+			return err
+		}
+	}
+	return unix.Ftruncate(f.fd, *c.Size)
+}
+
+// dropSetID takes from a file what it may not keep when somebody without
+// privileges has changed its data.
+func dropSetID(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	drop := st.Mode & unix.S_ISUID
+	if st.Mode&unix.S_IXGRP != 0 {
+		drop |= st.Mode & unix.S_ISGID
+	}
+	if drop == 0 {
+		return nil
+	}
+	return unix.Fchmod(fd, st.Mode&^drop&0o7777)
+}
