@@ -97,3 +97,7 @@ func (l *Layer) WaitStarts() {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// Scanning is how many blobs are being decoded as a whole now, Scans how many may be.
+func (s *Store) Scanning() int { return len(s.scans) }
+func (s *Store) Scans() int    { return cap(s.scans) }

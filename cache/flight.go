@@ -157,7 +157,7 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 	}
 	left := l.store.budget.room()
 	k, none := a.ahead, true
-	for ; k < l.table.Len() && l.blobAt(k) < a.until; k++ {
+	for ; k < min(l.table.Len(), a.ahead+maxLooks) && l.blobAt(k) < a.until; k++ {
 		if l.ahead.crosses(a.within, k) {
 			break
 		}
@@ -203,7 +203,7 @@ func (l *Layer) plan(a advice, near int, spans *[][2]int) (bets [][2]int) {
 func (l *Layer) before(near int, a advice, spans [][2]int, room int64) [][2]int {
 	room = min(room, a.until-l.blobAt(near))
 	k := near
-	for ; k > 0 && l.open(k-1, spans) && !l.ahead.crosses(a.within, k); k-- {
+	for ; k > max(0, near-maxLooks) && l.open(k-1, spans) && !l.ahead.crosses(a.within, k); k-- {
 		if room -= l.table.Chunk(k - 1).BlobLen; room < 0 {
 			break
 		}
@@ -220,8 +220,15 @@ func (l *Layer) open(k int, spans [][2]int) bool {
 	return l.flights[k] == nil && l.inRun(k) && !l.inSpans(spans, k) && l.isAbsent(k)
 }
 
+// inSpans tells whether chunk k is in spans, which ascend.
 func (l *Layer) inSpans(spans [][2]int, k int) bool {
-	return slices.ContainsFunc(spans, func(s [2]int) bool { return s[0] <= k && k < s[1] })
+	n, _ := slices.BinarySearchFunc(spans, k, func(s [2]int, k int) int {
+		if s[1] <= k {
+			return -1
+		}
+		return 1
+	})
+	return n < len(spans) && spans[n][0] <= k
 }
 
 // bet makes speculation of the flights of r that are not in asked, and not

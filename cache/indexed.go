@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
+	"github.com/laminafs/lamina/atomicfile"
 	"github.com/laminafs/lamina/layer"
 )
 
@@ -124,36 +124,8 @@ func (l *Layer) blame(err error, sure bool) error {
 // refusing begins the name of a refused or doubted file before it is whole.
 const refusing = ".refused-"
 
-// writeReason notes for good why the index of the layer called key is not to be used.
-func (s *Store) writeReason(key, name string, why error) (err error) {
-	dir := s.layerPath(key, "")
-	f, err := os.CreateTemp(dir, refusing+"*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err := fmt.Fprintln(f, why); err != nil {
-		return err
-	}
-	// The text must be on the disk before the name is, and the name before the
-	// next mount asks for it.
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), s.layerPath(key, name)); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+// writeReason notes for good why the index of the layer called key is not to be used:
+// the next mount asks.
+func (s *Store) writeReason(key, name string, why error) error {
+	return atomicfile.WriteBytes(s.layerPath(key, name), s.layerPath(key, refusing), []byte(why.Error()+"\n"))
 }

@@ -36,6 +36,7 @@ type Layer struct {
 	index *index.Index
 	table *layer.Table
 	tail  int // the chunk from which on none is in the blob
+	skips skips
 	data  dataFile
 	// inPlace: the data is a local tar that begins at byte base of path; there
 	// is no bitmap, and nothing to fetch or evict.
@@ -224,8 +225,9 @@ func (l *Layer) first(off int64) int {
 
 // span returns the chunks [i, j) that data [off, end) touches.
 func (l *Layer) span(off, end int64) (i, j int) {
-	i = l.first(off)
-	for j = i; j < l.table.Len() && l.table.Chunk(j).Off < end; j++ {
+	i, j = l.first(off), l.first(end)
+	if j < l.table.Len() && l.table.Chunk(j).Off < end {
+		j++
 	}
 	return i, j
 }

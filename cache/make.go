@@ -158,6 +158,22 @@ func (s *Store) makeStream(ctx context.Context, key string, src layer.Source, pr
 	return s.get(key, src)
 }
 
+// leastScans is how many blobs may be decoded at once where there are few processors
+// for it: all layers of most images, so that none of them is left to be decoded when
+// all have been downloaded. Each takes some 12 MiB, and images may have thousands.
+const leastScans = 10
+
+// stream is layer.Stream when it is its turn.
+func (s *Store) stream(ctx context.Context, src layer.Source, r io.Reader, data io.WriterAt) (*layer.Scanned, error) {
+	select {
+	case s.scans <- struct{}{}:
+		defer func() { <-s.scans }()
+		return layer.Stream(ctx, src, r, data)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // streamLocal streams a blob that is a local file.
 func (s *Store) streamLocal(ctx context.Context, key string, src layer.Source, progress func(done, total int64)) (*layer.Scanned, *filler, error) {
 	in, err := src.Blob.ReadRange(ctx, 0, src.Blob.Size())
@@ -218,7 +234,8 @@ func (s *Store) streamRemote(ctx context.Context, key string, src layer.Source, 
 	}
 }
 
-// scan reads the blob of src from r into a new data file.
+// scan reads the blob of src from r into a new data file, when it is its turn; a
+// spool fills up meanwhile.
 func (s *Store) scan(ctx context.Context, key string, src layer.Source, r io.Reader) (*layer.Scanned, *filler, error) {
 	if err := s.clean(key); err != nil {
 		return nil, nil, err
@@ -228,7 +245,7 @@ func (s *Store) scan(ctx context.Context, key string, src layer.Source, r io.Rea
 		return nil, nil, err
 	}
 	w := &filler{store: s, key: key, f: f}
-	sc, err := layer.Stream(ctx, src, r, w)
+	sc, err := s.stream(ctx, src, r, w)
 	if err == nil {
 		if err = f.Truncate(sc.Table.DataSize()); isFull(err) {
 			err = nil // as in newData

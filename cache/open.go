@@ -155,21 +155,6 @@ func (l *Layer) start() {
 	}
 }
 
-// blobAt is the blob offset at which chunk i begins, or the next that is in the
-// blob at all; past the last, it is the end of that.
-func (l *Layer) blobAt(i int) int64 {
-	for ; i < l.tail; i++ {
-		if c := l.table.Chunk(i); c.Kind == layer.Data {
-			return c.BlobOff
-		}
-	}
-	if l.tail == 0 {
-		return 0
-	}
-	c := l.table.Chunk(l.tail - 1)
-	return c.BlobOff + c.BlobLen
-}
-
 // continues tells whether chunk i goes on with the file of the chunk before.
 func (l *Layer) continues(i int) bool { return l.table.Chunk(i).Continues }
 

@@ -191,7 +191,7 @@ func (r *readAhead) note(i, j int, size int64, missed bool, room int64) advice {
 	}
 	s.stamp = r.clock
 	d := i - s.pos
-	for k := s.pos; k < i; k++ {
+	for k := max(s.pos, i-maxLooks); k < i; k++ {
 		// What was there already he has read without our being told.
 		if r.wasRead(k) {
 			d--

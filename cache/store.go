@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -87,6 +88,7 @@ type Store struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wg     sync.WaitGroup // evictions; Add only under mu with !closed
+	scans  chan struct{}  // has one for each blob that is being decoded as a whole
 
 	grown    atomic.Int64 // bytes added since the last look at the limit
 	evicting atomic.Bool
@@ -125,7 +127,10 @@ func Open(root string, o Options) (*Store, error) {
 			return nil, fmt.Errorf("open store: %w", err)
 		}
 	}
-	s := &Store{root: root, opts: o, log: o.Log, layers: make(map[string]*Layer)}
+	s := &Store{
+		root: root, opts: o, log: o.Log, layers: make(map[string]*Layer),
+		scans: make(chan struct{}, max(runtime.GOMAXPROCS(0)+2, leastScans)),
+	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	return s, nil
 }

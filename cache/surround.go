@@ -147,17 +147,18 @@ func (s *surrounding) takeGroup(group layer.Group, i, j int, room int64) {
 	}
 }
 
-// isSmall tells whether the file that chunk k is part of is small.
+// isSmall tells whether the file that chunk k is part of is small, and in few chunks.
 func (s *surrounding) isSmall(k int) bool {
 	l := s.l
 	size := l.table.Chunk(k).BlobLen
-	for i := k; i > 0 && size <= s.small && l.continues(i); i-- {
-		size += l.table.Chunk(i - 1).BlobLen
+	from, to := k, k+1
+	for ; from > 0 && size <= s.small && to-from <= neighbours && l.continues(from); from-- {
+		size += l.table.Chunk(from - 1).BlobLen
 	}
-	for i := k + 1; i < l.table.Len() && size <= s.small && l.continues(i); i++ {
-		size += l.table.Chunk(i).BlobLen
+	for ; to < l.table.Len() && size <= s.small && to-from <= neighbours && l.continues(to); to++ {
+		size += l.table.Chunk(to).BlobLen
 	}
-	return size <= s.small
+	return size <= s.small && to-from <= neighbours
 }
 
 // joined joins the chosen chunks, which ascend, to spans, across gaps that are

@@ -78,6 +78,29 @@ func (s *Store) Layers() ([]LayerInfo, error) {
 	return all, nil
 }
 
+// MadeFrom reports whether each of blobs has a layer that was made from it, in the
+// store, as far as the heads of chunk tables tell; it looks at nothing else. What
+// cannot be read does not count.
+func (s *Store) MadeFrom(blobs ...digest.Digest) bool {
+	keys, err := s.directories("layers")
+	if err != nil {
+		return false
+	}
+	missing := make(map[digest.Digest]bool, len(blobs))
+	for _, d := range blobs {
+		missing[d] = true
+	}
+	for _, key := range keys {
+		if len(missing) == 0 {
+			break
+		}
+		if d, err := layer.TableBlob(s.layerPath(key, tableName)); err == nil && missing[d] && s.Has(key) {
+			delete(missing, d)
+		}
+	}
+	return len(missing) == 0
+}
+
 // Chains returns what is known of every chain directory of the store, ordered by
 // ID. As Layers, it takes no lock and changes nothing.
 func (s *Store) Chains() ([]ChainInfo, error) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/cache"
@@ -45,6 +46,71 @@ func filesOnDisk(t *testing.T, dir string) (sum int64) {
 		t.Fatal(err)
 	}
 	return sum
+}
+
+// TestMadeFrom: which blobs have a layer is known from the heads of the chunk tables
+// alone. Nothing else of the layers is looked at, however large they are.
+func TestMadeFrom(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir, cache.Options{})
+	var blobs []digest.Digest
+	for _, f := range []*fixture{estargzFixture(t, files(1, 60, 1<<10)), gzipFixture(t, files(2, 60, 1<<10))} {
+		l, err := s.Layer(t.Context(), f.src, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blobs = append(blobs, f.blob.dgst)
+		path := filepath.Join(dir, "layers", l.Key())
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		head, err := os.ReadFile(filepath.Join(path, "chunks"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, b := range map[string][]byte{"chunks": head[:256], "index.erofs": nil, "bitmap": nil} {
+			if err := os.WriteFile(filepath.Join(path, name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		of   []digest.Digest
+		want bool
+	}{
+		{nil, true},
+		{blobs[:1], true},
+		{blobs, true},
+		{append(blobs, blobs...), true},
+		{append(blobs, digest.FromString("another")), false},
+		{[]digest.Digest{""}, false},
+	} {
+		if got := s.MadeFrom(c.of...); got != c.want {
+			t.Errorf("%v: %v", c.of, got)
+		}
+	}
+	all, err := os.ReadDir(filepath.Join(dir, "layers"))
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%d layers, %v", len(all), err)
+	}
+	// One of which there is no more than a part, and one that is no table.
+	if err := os.Remove(filepath.Join(dir, "layers", all[0].Name(), "index.erofs")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(dir, "layers", all[1].Name(), "chunks"), 255); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range blobs {
+		if s.MadeFrom(d) {
+			t.Errorf("%s: its layer is no more", d)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s.MadeFrom(blobs...) {
+		t.Error("a closed store")
+	}
 }
 
 func TestUsage(t *testing.T) {

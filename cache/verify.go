@@ -85,7 +85,7 @@ func (l *Layer) verifyTree(ctx context.Context, end int64, padding int) error {
 	sc, err := layer.ScanTar(ctx, src)
 	if errors.Is(err, layer.ErrNoTOC) { // it has sparse files
 		tar := io.MultiReader(io.NewSectionReader(l.data, 0, end), bytes.NewReader(make([]byte, padding)))
-		sc, err = layer.Stream(ctx, src, tar, back)
+		sc, err = l.store.stream(ctx, src, tar, back)
 	}
 	if err != nil {
 		return fmt.Errorf("scan the data: %w", err)

@@ -60,6 +60,7 @@ func (l *Layer) Want(wishes ...Wish) {
 	g := granting{
 		surrounding: surrounding{l: l, room: l.store.budget.room(), gap: trip / gapShare},
 		sure:        make(map[int]bool),
+		looks:       maxLooks,
 	}
 	for _, w := range wishes {
 		if w.Len > 0 && w.Off >= 0 && w.Len <= l.size-w.Off {
@@ -67,10 +68,13 @@ func (l *Layer) Want(wishes ...Wish) {
 		}
 	}
 	slices.Sort(g.chosen)
+	n := 0 // of the chosen ones, which are in the spans, all in order
 	for _, s := range g.joined() {
 		prio := fetch.Prefetch
-		if slices.ContainsFunc(g.chosen, func(k int) bool { return s[0] <= k && k < s[1] && g.sure[k] }) {
-			prio = fetch.Reader
+		for ; n < len(g.chosen) && g.chosen[n] < s[1]; n++ {
+			if g.sure[g.chosen[n]] {
+				prio = fetch.Reader
+			}
 		}
 		r := l.newRun(s[0], s[1], prio)
 		for k := range r.flights {
@@ -85,7 +89,8 @@ func (l *Layer) Want(wishes ...Wish) {
 // granting collects the chunks of wishes.
 type granting struct {
 	surrounding
-	sure map[int]bool // the chosen ones: whether they are read for certain
+	sure  map[int]bool // the chosen ones: whether they are read for certain
+	looks int          // how many chunks may still be looked at
 }
 
 // grant chooses the chunks of w that are worth fetching.
@@ -95,17 +100,19 @@ func (g *granting) grant(w Wish, trip int64) {
 	first, last := j, j
 	if w.Ends && l.blobAt(j)-l.blobAt(i) > trip/2 {
 		first, last = min(i+1, j), max(i, j-1)
-		for first < j && l.blobAt(first+1)-l.blobAt(i) <= trip/beginShare {
+		for first < min(j, i+g.looks) && l.blobAt(first+1)-l.blobAt(i) <= trip/beginShare {
 			first++
 		}
-		for last > first && l.blobAt(j)-l.blobAt(last-1) <= trip/endShare {
+		for last > max(first, j-g.looks) && l.blobAt(j)-l.blobAt(last-1) <= trip/endShare {
 			last--
 		}
 	}
-	for k := i; k < j; k++ {
+	for k := i; k < j && g.looks > 0; k++ {
 		if first <= k && k < last {
+			k = last - 1
 			continue
 		}
+		g.looks--
 		sure, chosen := g.sure[k]
 		switch {
 		case chosen:

@@ -15,7 +15,7 @@ import (
 
 // What a zero Options means.
 const (
-	defaultParallel    = 16
+	defaultParallel    = 32
 	defaultRetries     = 5
 	defaultIdleTimeout = 10 * time.Second
 	defaultSlowReader  = time.Second
@@ -41,9 +41,10 @@ type Options struct {
 	// reads docker's and podman's files.
 	Keychain authn.Keychain
 
-	// Parallel bounds the requests under way. Readers may use that many
-	// besides what Prefetch and Background have started, so that they never
-	// wait for those; there are at most twice as many in all. 0 means 16.
+	// Parallel bounds the requests under way, of all kinds together; one whose
+	// reader pauses for a second does not count meanwhile. Prefetch and
+	// Background get half of it, so that Readers do not wait for those, unless
+	// it is 1. 0 means 32.
 	Parallel int
 
 	// FillRate bounds the bytes per second of all Background reads together;

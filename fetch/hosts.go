@@ -142,7 +142,7 @@ func (c *Client) configure(domain string) (*registry, error) {
 func (c *Client) tune(t *http.Transport) {
 	t.DisableCompression = true // ranges are of the blob, not of an encoding
 	t.MaxIdleConns = 0
-	t.MaxIdleConnsPerHost = 2 * c.o.Parallel
+	t.MaxIdleConnsPerHost = c.o.Parallel
 	t.IdleConnTimeout = idleConnTimeout
 	// The idle timeout of attempts covers these two. The handshake's own
 	// would make the loopback fallback take a slow TLS server for plain HTTP.

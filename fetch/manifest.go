@@ -3,6 +3,7 @@ package fetch
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -20,9 +21,39 @@ const maxManifest = 8 << 20
 
 // Docker's media types, as its registries use them for what OCI standardised.
 const (
-	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
+	DockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
+	DockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
+
+// Document is what image manifests and image indexes are told apart by.
+type Document struct {
+	SchemaVersion json.RawMessage `json:"schemaVersion"`
+	MediaType     string          `json:"mediaType"` // what it says of itself
+	Manifests     json.RawMessage `json:"manifests"` // an index has these
+	Config        json.RawMessage `json:"config"`    // a manifest has these two
+	Layers        json.RawMessage `json:"layers"`
+	FSLayers      json.RawMessage `json:"fsLayers"` // a manifest of docker's schema 1
+}
+
+// ParseDocument reads raw, which need not be what any media type says. A document
+// that can be read as index and as manifest means different things to different
+// programs (CVE-2021-41190) and gives an error, as does one that is no JSON.
+func ParseDocument(raw []byte) (*Document, error) {
+	d := new(Document)
+	if err := json.Unmarshal(raw, d); err != nil {
+		return nil, fmt.Errorf("parse manifest: %w", err)
+	}
+	if d.IsIndex() && d.IsManifest() {
+		return nil, errors.New("a manifest has both manifests and layers")
+	}
+	return d, nil
+}
+
+// IsIndex tells whether d has what an image index has.
+func (d *Document) IsIndex() bool { return d.Manifests != nil }
+
+// IsManifest tells whether d has what an image manifest has.
+func (d *Document) IsManifest() bool { return d.Config != nil || d.Layers != nil }
 
 // manifest implements Manifest.
 func (c *Client) manifest(ctx context.Context, ref reference.Reference, dgst digest.Digest) (ocispec.Descriptor, []byte, error) {
@@ -88,7 +119,7 @@ func (c *Client) manifestFrom(ctx context.Context, h *host, named reference.Name
 		repo: reference.Path(named),
 		url:  h.url(reference.Domain(named), reference.Path(named), "manifests", object),
 		header: http.Header{"Accept": {strings.Join([]string{
-			ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerList, dockerManifest, "*/*;q=0.1",
+			ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, DockerManifestList, DockerManifest, "*/*;q=0.1",
 		}, ", ")}},
 	}, a.alive)
 	if err != nil {
@@ -152,24 +183,14 @@ func (a *attempt) all(length, limit int64) ([]byte, error) {
 }
 
 // manifestType finds the media type of a manifest: what it says of itself, else
-// the header's, else what its fields tell. A document that can be read as index
-// and as manifest means different things to different programs and is refused.
+// the header's, else what its fields tell.
 func manifestType(header string, body []byte) (string, error) {
-	var m struct {
-		MediaType string          `json:"mediaType"`
-		Config    json.RawMessage `json:"config"`
-		Layers    json.RawMessage `json:"layers"`
-		Manifests json.RawMessage `json:"manifests"`
+	d, err := ParseDocument(body)
+	if err != nil {
+		return "", err
 	}
-	if err := json.Unmarshal(body, &m); err != nil {
-		return "", fmt.Errorf("manifest is not JSON: %w", err)
-	}
-	image, index := m.Config != nil || m.Layers != nil, m.Manifests != nil
-	if image && index {
-		return "", fmt.Errorf("manifest has both layers and manifests")
-	}
-	if m.MediaType != "" {
-		return m.MediaType, nil
+	if d.MediaType != "" {
+		return d.MediaType, nil
 	}
 	if t, _, err := mime.ParseMediaType(header); err == nil {
 		switch t {
@@ -178,7 +199,7 @@ func manifestType(header string, body []byte) (string, error) {
 			return t, nil
 		}
 	}
-	if index {
+	if d.IsIndex() {
 		return ocispec.MediaTypeImageIndex, nil
 	}
 	return ocispec.MediaTypeImageManifest, nil

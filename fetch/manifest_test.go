@@ -107,3 +107,33 @@ func TestManifestMirrors(t *testing.T) {
 		t.Errorf("mirror was asked %d times", mirror.count())
 	}
 }
+
+// TestParseDocument: what is both a manifest and an index is neither.
+func TestParseDocument(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"schemaVersion":2,"config":{},"layers":[]}`: "manifest",
+		`{"layers":[]}`:                       "manifest",
+		`{"schemaVersion":"2","config":{}}`:   "manifest",
+		`{"manifests":[]}`:                    "index",
+		`{"manifests":[],"layers":[]}`:        "error",
+		`{"config":{},"manifests":[]}`:        "error",
+		`{}`:                                  "",
+		`[]`:                                  "error",
+		``:                                    "error",
+		`{"mediaType":1,"schemaVersion":2}`:   "error",
+		`{"schemaVersion":1,"fsLayers":[{}]}`: "",
+	} {
+		got := ""
+		switch d, err := fetch.ParseDocument([]byte(body)); {
+		case err != nil:
+			got = "error"
+		case d.IsIndex():
+			got = "index"
+		case d.IsManifest():
+			got = "manifest"
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", body, got, want)
+		}
+	}
+}

@@ -12,10 +12,12 @@ import (
 // these very bytes is not starved.
 const yieldPause = 20 * time.Millisecond
 
-// A queue decides which requests may be under way. Lower classes do not count
-// against higher ones, so a Reader waits for Readers only.
+// A queue decides which requests may be under way. Lower classes take only the first
+// half of the places, so a Reader waits for Readers only, if there are two or more.
 type queue struct {
-	limit int
+	limit int // places
+	lower int // those of lower classes too
+	fill  int // as many of these Background may have
 
 	mu      sync.Mutex // guards the fields below
 	active  [Background + 1]int
@@ -24,7 +26,10 @@ type queue struct {
 
 type waiter struct{ admitted chan struct{} }
 
-func newQueue(limit int) *queue { return &queue{limit: limit} }
+func newQueue(limit int) *queue {
+	lower := (limit + 1) / 2
+	return &queue{limit: limit, lower: lower, fill: (lower + 1) / 2}
+}
 
 // acquire waits until a request of class p may start. Every nil result is paid
 // back with one release.
@@ -62,7 +67,18 @@ func (q *queue) acquire(ctx context.Context, p Priority) error {
 	return ctx.Err()
 }
 
-// release ends what acquire began.
+// try is acquire that does not wait, and tells whether the request may start.
+func (q *queue) try(p Priority) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.waiting[p]) > 0 || !q.admits(p) {
+		return false
+	}
+	q.active[p]++
+	return true
+}
+
+// release ends what acquire or try began.
 func (q *queue) release(p Priority) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -72,17 +88,22 @@ func (q *queue) release(p Priority) {
 
 // admits tells whether class p has room now. q.mu is held.
 func (q *queue) admits(p Priority) bool {
-	n := 0
-	for class := Reader; class <= p; class++ {
-		n += q.active[class]
-		if class < p && len(q.waiting[class]) > 0 {
+	all := 0
+	for class, n := range q.active {
+		all += n
+		if Priority(class) < p && len(q.waiting[class]) > 0 {
 			return false
 		}
 	}
-	if p == Background && q.active[Background] >= max(1, q.limit/2) {
-		return false // leave a share of the link to whoever comes
+	switch p {
+	case Reader:
+		return all < q.limit
+	case Background:
+		// Leave a share of the link to whoever comes.
+		return all < q.lower && q.active[Background] < q.fill
+	default:
+		return all < q.lower
 	}
-	return n < q.limit
 }
 
 // dispatch starts those who may start. q.mu is held.
@@ -103,9 +124,9 @@ func (q *queue) yield(ctx context.Context, p Priority) {
 		return
 	}
 	q.mu.Lock()
-	busy := q.active[Reader] + len(q.waiting[Reader])
+	busy := q.active[Reader] > 0 // one that only waits may wait for this place
 	q.mu.Unlock()
-	if busy > 0 {
+	if busy {
 		_ = sleep(ctx, yieldPause) // the caller looks at ctx next
 	}
 }

@@ -18,8 +18,9 @@ import (
 	"github.com/laminafs/lamina/fetch"
 )
 
-// TestReaderGoesFirst fills all places with lower classes, and more of them in
-// the queue. A Reader does not wait.
+// TestReaderGoesFirst fills the places that lower classes may have, and has more of
+// them in the queue. A Reader does not wait, and there are never more requests under
+// way than allowed.
 func TestReaderGoesFirst(t *testing.T) {
 	p := randomBytes(10_000)
 	f := newFake(t, httptest.NewServer)
@@ -43,11 +44,23 @@ func TestReaderGoesFirst(t *testing.T) {
 			})
 		}
 	}
-	for c.Stats().Waiting < 8 {
+	for s := c.Stats(); s.Active+s.Waiting < 12; s = c.Stats() {
 		time.Sleep(time.Millisecond)
 	}
-	wantRange(t, b, p, 1, 1)
-	if s := c.Stats(); s.Active > 4 || s.Waiting < 8 {
+	for range 3 {
+		wantRange(t, b, p, 1, 1)
+	}
+	for i := range 6 {
+		wg.Go(func() {
+			if _, err := readRange(context.Background(), b, int64(200+i), 100); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for s := c.Stats(); s.Active+s.Waiting < 18; s = c.Stats() {
+		time.Sleep(time.Millisecond)
+	}
+	if s := c.Stats(); s.Active != 3 {
 		t.Errorf("%d active, %d waiting", s.Active, s.Waiting)
 	}
 	close(release)
@@ -110,6 +123,34 @@ func TestParallel(t *testing.T) {
 	wg.Wait()
 	if s := c.Stats(); s.Active != 0 || s.Waiting != 0 {
 		t.Errorf("%d active, %d waiting at the end", s.Active, s.Waiting)
+	}
+}
+
+// TestOnePlace: what fills the cache does not keep the only place from a Reader for
+// long.
+func TestOnePlace(t *testing.T) {
+	p := randomBytes(1 << 20)
+	f := newFake(t, httptest.NewServer)
+	f.put(p)
+	c := newClient(t, fetch.Options{Parallel: 1})
+	b := f.blob(t, c, p)
+	s, err := b.ReadRange(fetch.WithPriority(context.Background(), fetch.Background), 0, int64(len(p)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	var wg sync.WaitGroup
+	start := time.Now()
+	wg.Go(func() { wantRange(t, b, p, 1, 1) })
+	for c.Stats().Waiting == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	for piece := make([]byte, 4<<10); err == nil; {
+		_, err = io.ReadFull(s, piece)
+	}
+	wg.Wait()
+	if d := time.Since(start); d > 3*time.Second {
+		t.Errorf("the Reader waited %v", d)
 	}
 }
 

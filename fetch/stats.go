@@ -23,8 +23,8 @@ type Stats struct {
 	Waiting int `json:"waiting"`
 	// RTT, in nanoseconds, and Bandwidth, in bytes per second, are what Link
 	// estimates now.
-	RTT       time.Duration `json:"rtt_ns"`
-	Bandwidth float64       `json:"bandwidth_bytes_per_second"`
+	RTT       time.Duration `json:"rttNs"`
+	Bandwidth float64       `json:"bandwidthBytesPerSecond"`
 	// Hosts has the same counts for each host that was asked, by host:port.
 	Hosts map[string]HostStats `json:"hosts,omitempty"`
 }
@@ -37,7 +37,7 @@ type HostStats struct {
 	Errors   int64 `json:"errors"`
 	Rejected int64 `json:"rejected"`
 	// IgnoresRanges: the last ranged request was answered with the whole.
-	IgnoresRanges bool `json:"ignores_ranges,omitempty"`
+	IgnoresRanges bool `json:"ignoresRanges,omitempty"`
 }
 
 // counters are the live form of Stats and HostStats.

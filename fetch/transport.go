@@ -20,7 +20,8 @@ import (
 // ref's domain.
 //
 // Requests must carry no authorisation of their own; so remote is to be given no
-// keychain. They are bounded by their contexts only. A registry without the
+// keychain. They wait for a place as Readers do and have it until the answer comes,
+// and are bounded by their contexts only. A registry without the
 // referrers API answers requests to it with 404, whatever it says in truth: that
 // is the one answer that remote always understands.
 func (c *Client) Origin(ref reference.Named) (name.Repository, http.RoundTripper, error) {
@@ -142,6 +143,13 @@ func (t *originTransport) url(u *url.URL) *url.URL {
 
 // send sends a request, which is the transport's own, as it is.
 func (t *originTransport) send(req *http.Request) (*http.Response, error) {
+	if err := t.client.queue.acquire(req.Context(), Reader); err != nil {
+		if req.Body != nil {
+			_ = req.Body.Close()
+		}
+		return nil, err
+	}
+	defer t.client.queue.release(Reader)
 	if t.host.header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", t.client.o.UserAgent)
 	}

@@ -10,8 +10,10 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -49,6 +51,43 @@ func push(c *fetch.Client, t *testing.T, host string) (digest.Digest, error) {
 	}
 	return digest.Digest(d.String()), remote.Write(repository.Digest(d.String()), img, remote.WithTransport(rt),
 		remote.WithJobs(1), remote.WithRetryBackoff(remote.Backoff{Steps: 1}))
+}
+
+// TestOriginParallel: what is pushed is within the bound too.
+func TestOriginParallel(t *testing.T) {
+	var now, most atomic.Int64
+	f := &fake{Server: httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		time.Sleep(5 * time.Millisecond)
+	}))}
+	t.Cleanup(f.Close)
+	repository, rt, err := newClient(t, fetch.Options{Parallel: 2, PlainHTTP: true}).Origin(parseRef(t, f.host()+"/"+repo))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+repository.RegistryStr()+"/v2/", nil)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp, err := rt.RoundTrip(req)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_ = resp.Body.Close()
+		})
+	}
+	wg.Wait()
+	if most.Load() > 2 {
+		t.Errorf("%d at a time", most.Load())
+	}
 }
 
 // TestOrigin pushes by the Client's own settings and reads back.

@@ -19,8 +19,8 @@ const warmTime = 5 * time.Second
 // costs two or three round trips. Credentials for the host are looked up
 // meanwhile, and the first request carries them if they are a name and a
 // password that nobody can listen to. Nothing is kept of the answers, and
-// failures are left to the requests that matter. Close waits for what is under
-// way.
+// failures are left to the requests that matter. There are fewer connections where
+// Options.Parallel has no room for n. Close waits for what is under way.
 func (c *Client) Warm(ref reference.Named, n int) {
 	cs, err := c.hostsOf(reference.Domain(ref), docker.HostCapabilityPull)
 	if err != nil || len(cs) == 0 {
@@ -35,8 +35,13 @@ func (c *Client) Warm(ref reference.Named, n int) {
 		})
 	}
 	u := &url.URL{Scheme: h.rh.Scheme, Host: h.rh.Host, Path: h.rh.Path + "/"}
-	for range n {
+	// The manifest, which is not to wait for these, takes a place too.
+	for range min(n, c.o.Parallel-1) {
+		if !c.queue.try(Prefetch) {
+			return
+		}
 		c.warming.Go(func() {
+			defer c.queue.release(Prefetch)
 			ctx, cancel := context.WithTimeout(context.Background(), warmTime)
 			defer cancel()
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)

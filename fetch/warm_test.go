@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -37,6 +38,7 @@ func TestWarm(t *testing.T) {
 	ref := f.ref(t, "")
 	c.Warm(ref, 3)
 	c.Settle()
+	time.Sleep(100 * time.Millisecond) // a connection is idle a moment after its answer was read
 	opened.Lock()
 	warm := opened.n
 	opened.Unlock()
@@ -53,6 +55,23 @@ func TestWarm(t *testing.T) {
 		t.Errorf("a read opened %d connections of its own", opened.n-warm)
 	}
 	c.Close()
+}
+
+// TestWarmFew: connections that nobody waits for are within the bound, and leave room
+// for the manifest.
+func TestWarmFew(t *testing.T) {
+	f := newFake(t, httptest.NewServer)
+	release := make(chan struct{})
+	f.fault = func(int, http.ResponseWriter, *http.Request) bool { <-release; return false }
+	for parallel, want := range map[int]int{1: 0, 2: 1, 8: 3} {
+		c := fetch.New(fetch.Options{PlainHTTP: true, Parallel: parallel})
+		c.Warm(f.ref(t, ""), 3)
+		if s := c.Stats(); s.Active != want {
+			t.Errorf("of %d, Warm(3) took %d", parallel, s.Active)
+		}
+		t.Cleanup(c.Close)
+	}
+	close(release)
 }
 
 // TestWarmNobody: a host that does not answer is no error and no leak.

@@ -45,22 +45,22 @@ var compressions = [...]struct{ magic, name, tool string }{
 	{"BZh", "bzip2", "bunzip2"},
 }
 
-// openArchive finds the members of a tar file. Errors wrap ErrNotFound or
+// openArchive finds the members of the tar file that n names. Errors wrap ErrNotFound or
 // ErrCorrupt, or come from the system.
-func openArchive(ctx context.Context, name string) (*archive, error) {
-	file, err := filepath.Abs(name)
+func openArchive(ctx context.Context, n Name) (*archive, error) {
+	file, err := filepath.Abs(n.Path)
 	if err != nil {
 		return nil, err
 	}
 	switch st, err := os.Stat(file); {
 	case isNotExist(err):
-		return nil, fmt.Errorf("%w: no file %s", ErrNotFound, name)
+		return nil, fmt.Errorf("%w: no file %s%s", ErrNotFound, n.Path, n.colonHint())
 	case err != nil:
 		return nil, err
 	case st.IsDir():
-		return nil, fmt.Errorf("%w: %s is a directory; write oci:DIR", ErrNotFound, name)
+		return nil, fmt.Errorf("%w: %s is a directory; write oci:DIR", ErrNotFound, n.Path)
 	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("%w: %s is not a regular file, it cannot be read in place", ErrNotFound, name)
+		return nil, fmt.Errorf("%w: %s is not a regular file, it cannot be read in place", ErrNotFound, n.Path)
 	}
 	f, err := os.Open(file)
 	if err != nil {
@@ -183,7 +183,7 @@ func openOCIArchive(ctx context.Context, n Name, want target, o Options) (*Image
 // findOCIArchive returns the OCI layout in a tar file and the descriptors that
 // the name stands for in it.
 func findOCIArchive(ctx context.Context, n Name) (src layoutSource, roots []ocispec.Descriptor, err error) {
-	a, err := openArchive(ctx, n.Path)
+	a, err := openArchive(ctx, n)
 	if err != nil {
 		return src, nil, err
 	}

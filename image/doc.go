@@ -9,9 +9,9 @@
 //	oci-archive:FILE[:TAG]       a tar of such a directory
 //	docker-archive:FILE[:REF]    what docker save and podman save write
 //
-// Everything is read in place; nothing is unpacked. [Open] is the one way in
-// and [Image] the one result, whatever the transport. What the rest of lamina
-// needs from an image is then only Image.Layers.
+// A colon in DIR or FILE is written \: there. Everything is read in place; nothing
+// is unpacked. [Open] is the one way in and [Image] the one result, whatever the
+// transport. What the rest of lamina needs from an image is then only Image.Layers.
 //
 // # Reading
 //

@@ -37,7 +37,7 @@ type archivedImage struct {
 //   - Any other compressed layer is read once to compute its digest; it is
 //     written down nowhere.
 func openDockerArchive(ctx context.Context, n Name, want target, o Options) (*Image, error) {
-	a, err := openArchive(ctx, n.Path)
+	a, err := openArchive(ctx, n)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,9 @@ var (
 	// The error lists the platforms there are.
 	ErrPlatform = errors.New("no such platform")
 
+	// ErrBadPlatform says that a string is no platform.
+	ErrBadPlatform = errors.New("invalid platform")
+
 	// ErrNotImage says that what was found is intact but no container image
 	// that can be mounted: an artifact, a schema 1 manifest, encrypted layers.
 	ErrNotImage = errors.New("not a container image")

@@ -174,7 +174,7 @@ func findLayout(n Name, o Options) (src layoutSource, roots []ocispec.Descriptor
 	}
 	switch st, err := os.Stat(dir); {
 	case isNotExist(err):
-		return src, nil, fmt.Errorf("%w: no directory %s", ErrNotFound, n.Path)
+		return src, nil, fmt.Errorf("%w: no directory %s%s", ErrNotFound, n.Path, n.colonHint())
 	case err != nil:
 		return src, nil, err
 	case !st.IsDir():

@@ -10,6 +10,7 @@ import (
 	_ "crypto/sha256" // digests of descriptors; go-digest links none itself
 	_ "crypto/sha512"
 
+	"github.com/laminafs/lamina/fetch"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,8 +26,8 @@ const (
 
 // Docker's media types. Their documents have the shape of the OCI ones.
 const (
-	dockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
-	dockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerManifest     = fetch.DockerManifest
+	dockerManifestList = fetch.DockerManifestList
 	dockerSchema1      = "application/vnd.docker.distribution.manifest.v1+json"
 	dockerSchema1Sig   = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 	dockerConfig       = "application/vnd.docker.container.image.v1+json"
@@ -45,43 +46,30 @@ type document struct {
 // has verified. mediaType is the type they were announced with, or "". Errors
 // wrap ErrCorrupt or ErrNotImage.
 func parseDocument(raw []byte, mediaType string) (document, error) {
-	var probe struct {
-		SchemaVersion int             `json:"schemaVersion"`
-		MediaType     string          `json:"mediaType"`
-		Manifests     json.RawMessage `json:"manifests"`
-		Config        json.RawMessage `json:"config"`
-		Layers        json.RawMessage `json:"layers"`
-		FSLayers      json.RawMessage `json:"fsLayers"`
-	}
-	if err := json.Unmarshal(raw, &probe); err != nil {
-		return document{}, fmt.Errorf("%w: parse manifest: %w", ErrCorrupt, err)
+	probe, err := fetch.ParseDocument(raw)
+	if err != nil {
+		return document{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	announced, stated := specific(mediaType), specific(probe.MediaType)
-	if probe.SchemaVersion == 1 || probe.FSLayers != nil || isSchema1(announced) || isSchema1(stated) {
+	if string(probe.SchemaVersion) == "1" || probe.FSLayers != nil || isSchema1(announced) || isSchema1(stated) {
 		return document{}, fmt.Errorf("%w: its manifest has docker's schema 1, obsolete since 2017; pull and push it again with a current docker", ErrNotImage)
 	}
 	if announced != "" && stated != "" && announced != stated {
 		return document{}, fmt.Errorf("%w: a manifest announced as %.200q says it is %.200q", ErrCorrupt, announced, stated)
-	}
-	// One object that is both would be read differently by different tools
-	// (CVE-2021-41190).
-	hasManifests, hasLayers := probe.Manifests != nil, probe.Layers != nil || probe.Config != nil
-	if hasManifests && hasLayers {
-		return document{}, fmt.Errorf("%w: a manifest has both manifests and layers", ErrCorrupt)
 	}
 	kind := stated
 	if kind == "" {
 		kind = announced
 	}
 	switch {
-	case isIndexType(kind), kind == "" && hasManifests:
-		if hasLayers {
+	case isIndexType(kind), kind == "" && probe.IsIndex():
+		if probe.IsManifest() {
 			return document{}, fmt.Errorf("%w: an image index with layers", ErrCorrupt)
 		}
 		index, err := parseIndex(raw)
 		return document{index: index}, err
-	case isManifestType(kind), kind == "" && hasLayers:
-		if hasManifests {
+	case isManifestType(kind), kind == "" && probe.IsManifest():
+		if probe.IsIndex() {
 			return document{}, fmt.Errorf("%w: an image manifest that lists manifests", ErrCorrupt)
 		}
 		manifest, err := parseManifest(raw)

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"os"
 	"path"
 	"regexp"
 	"strings"
@@ -45,7 +46,8 @@ type Name struct {
 	// digest, never both. Nil for the other transports.
 	Ref reference.Named
 
-	// Path is the directory or file of the other transports, as written.
+	// Path is the directory or file of the other transports, without the
+	// backslashes of its name.
 	Path string
 
 	// Tag chooses an image inside Path: a tag or full name in a layout, a
@@ -56,8 +58,8 @@ type Name struct {
 	Digest digest.Digest
 }
 
-// String returns the name in the form ParseName reads; for a registry the full
-// reference, such as docker.io/library/nginx:1.27.
+// String returns the name in the form ParseName reads, which gives n again; for a
+// registry the full reference, such as docker.io/library/nginx:1.27.
 func (n Name) String() string {
 	if n.Transport == Registry {
 		if n.Ref == nil {
@@ -65,7 +67,7 @@ func (n Name) String() string {
 		}
 		return n.Ref.String()
 	}
-	s := n.Transport.String() + ":" + n.Path
+	s := n.Transport.String() + ":" + escapePath.Replace(n.Path)
 	if n.Tag != "" {
 		s += ":" + n.Tag
 	}
@@ -75,6 +77,38 @@ func (n Name) String() string {
 	return s
 }
 
+// escapePath writes a path so that no colon in it ends it.
+var escapePath = strings.NewReplacer(`\`, `\\`, `:`, `\:`)
+
+// cutPath cuts s around the colon that ends the path, and undoes escapePath. A
+// backslash before anything else is one, as people write it.
+func cutPath(s string) (path, tag string, tagged bool) {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == ':':
+			return b.String(), s[i+1:], true
+		case s[i] == '\\' && i+1 < len(s) && (s[i+1] == ':' || s[i+1] == '\\'):
+			i++
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String(), "", false
+}
+
+// colonHint goes to the error of a path that is not there, where the colon that ended
+// it seems to be part of a file's name.
+func (n Name) colonHint() string {
+	next := n.Tag
+	if i := strings.IndexAny(next, "/:"); i >= 0 {
+		next = next[:i]
+	}
+	if _, err := os.Lstat(n.Path + ":" + next); next == "" || err != nil {
+		return ""
+	}
+	return `; a colon in a path is written \:`
+}
+
 // digestSuffix is the @digest at the end of an oci: name.
 var digestSuffix = regexp.MustCompile(`@([a-z0-9]+:[0-9a-fA-F]{32,})$`)
 
@@ -82,7 +116,8 @@ var digestSuffix = regexp.MustCompile(`@([a-z0-9]+:[0-9a-fA-F]{32,})$`)
 // exists is found out by Open. Registry names are normalised by Docker's rules:
 // the host defaults to docker.io, the tag to latest, and of tag and digest
 // together the digest counts. In names of files the first colon ends the path,
-// as in skopeo. Errors wrap ErrName.
+// as in skopeo; one that is part of the path is written \:, and a backslash before
+// a colon or another one \\. Errors wrap ErrName.
 func ParseName(s string) (Name, error) {
 	if s == "" {
 		return Name{}, fmt.Errorf("%w: it is empty", ErrName)
@@ -129,7 +164,7 @@ func parseLocal(t Transport, rest string) (Name, error) {
 		spec = spec[:m[0]]
 	}
 	var tagged bool
-	n.Path, n.Tag, tagged = strings.Cut(spec, ":")
+	n.Path, n.Tag, tagged = cutPath(spec)
 	switch {
 	case n.Path == "":
 		return bad("no path; write %s", usage(t))

@@ -32,10 +32,17 @@ func parseTarget(s string) (target, error) {
 	}
 	p, err := platforms.Parse(s)
 	if err != nil {
-		return target{}, fmt.Errorf("%w: %.100q; write OS/ARCH[/VARIANT], as in linux/arm64/v8", ErrPlatform, s)
+		return target{}, fmt.Errorf("%w %.100q: write OS/ARCH[/VARIANT], as in linux/arm64/v8", ErrBadPlatform, s)
 	}
 	p = platforms.Normalize(p)
 	return target{spec: p, matcher: sameArch{platforms.Only(p), p.Architecture}, explicit: true}, nil
+}
+
+// CheckPlatform returns an error that wraps ErrBadPlatform if Options.Platform must not
+// be s. Whether an image is for it is another matter.
+func CheckPlatform(s string) error {
+	_, err := parseTarget(s)
+	return err
 }
 
 // sameArch restricts a matcher to one architecture.

@@ -12,6 +12,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/atomicfile"
 )
 
 // temporary begins the names of unfinished files. They lie in the layout's own
@@ -207,8 +209,7 @@ func (w *storeWriter) keep(name string) {
 }
 
 // file makes or replaces a file in one step: its name stands for the old
-// content or the whole new one at any moment. The content is on disk first, as
-// a rename may reach the disk before the data would.
+// content or the whole new one at any moment. sync makes the name durable.
 func (w *storeWriter) file(name string, raw []byte) {
 	if w.err != nil {
 		return
@@ -217,30 +218,15 @@ func (w *storeWriter) file(name string, raw []byte) {
 	if w.err = makeDir(filepath.Dir(path)); w.err != nil {
 		return
 	}
-	f, err := os.CreateTemp(w.dir, temporary+"*")
-	if err != nil {
-		w.err = err
-		return
+	w.err = atomicfile.Place(path, filepath.Join(w.dir, temporary), func(f *os.File) error {
+		if _, err := f.Write(raw); err != nil {
+			return err
+		}
+		return f.Chmod(0o644)
+	})
+	if w.err == nil {
+		w.dirty[filepath.Dir(path)] = true
 	}
-	_, err = f.Write(raw)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		w.err = err
-		return
-	}
-	w.dirty[filepath.Dir(path)] = true
 }
 
 // sync makes new names durable.
@@ -249,7 +235,7 @@ func (w *storeWriter) sync() {
 		if w.err != nil {
 			return
 		}
-		w.err = syncDir(dir)
+		w.err = atomicfile.SyncDir(dir)
 	}
 	clear(w.dirty)
 }
@@ -273,20 +259,8 @@ func makeDir(dir string) error {
 		}
 		return err
 	}
-	if err := syncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
+	if err := atomicfile.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err // who may write to a directory may yet not read it
 	}
 	return nil
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }

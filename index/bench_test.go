@@ -138,16 +138,14 @@ func readers(tb testing.TB, x *index.Index) map[string]func() {
 	each := func(*index.Dirent) bool { return true }
 	piece := func(index.Extent) bool { return true }
 	value := func(string, []byte) bool { return true }
-	bytesName := []byte(name)
 	return map[string]func(){
-		"attr":        func() { check(x.Attr(nid, &a)) },
-		"lookup":      func() { _, err := x.Lookup(parent, name); check(err) },
-		"lookupbytes": func() { _, err := x.LookupBytes(parent, bytesName); check(err) },
-		"lookupnone":  func() { _, _ = x.Lookup(parent, "no such name") },
-		"readdir23":   func() { check(x.ReadDir(parent, 0, each)) },
-		"extents":     func() { check(x.Extents(nid, 0, 1<<20, piece)) },
-		"xattrnone":   func() { _, _ = x.Xattr(nid, "security.capability") },
-		"xattrs":      func() { check(x.Xattrs(nid, value)) },
+		"attr":       func() { check(x.Attr(nid, &a)) },
+		"lookup":     func() { _, err := x.Lookup(parent, name); check(err) },
+		"lookupnone": func() { _, _ = x.Lookup(parent, "no such name") },
+		"readdir23":  func() { check(x.ReadDir(parent, 0, each)) },
+		"extents":    func() { check(x.Extents(nid, 0, 1<<20, piece)) },
+		"xattrnone":  func() { _, _ = x.Xattr(nid, "security.capability") },
+		"xattrs":     func() { check(x.Xattrs(nid, value)) },
 	}
 }
 

@@ -268,10 +268,9 @@ func (d *decoder) xattrs(nid NID, in []byte, n *Node) error {
 		}
 		attr, ok := d.shared[id]
 		if !ok {
-			attr = Xattr{Name: prefix + string(suffix), Value: d.clone(value)}
-		}
-		if id >= 0 {
-			d.shared[id] = attr
+			if attr, err = d.xattr(nid, prefix, suffix, value, id); err != nil {
+				return err
+			}
 		}
 		if d.layer != nil && strings.HasPrefix(attr.Name, overlayPrefix) {
 			d.layer.overlayXattr(n, attr)
@@ -279,4 +278,19 @@ func (d *decoder) xattrs(nid NID, in []byte, n *Node) error {
 		}
 		n.Xattrs = append(n.Xattrs, attr)
 	}
+}
+
+// xattr makes an xattr that was not met before. A shared one is charged now: its
+// bytes are no inode's, and its id may lead into the middle of others.
+func (d *decoder) xattr(nid NID, prefix string, suffix, value []byte, id int64) (Xattr, error) {
+	if id >= 0 {
+		if err := d.charge(nid, len(suffix)+len(value)); err != nil {
+			return Xattr{}, err
+		}
+	}
+	attr := Xattr{Name: prefix + string(suffix), Value: d.clone(value)}
+	if id >= 0 {
+		d.shared[id] = attr
+	}
+	return attr, nil
 }

@@ -83,11 +83,7 @@ func (b dirBlock) dtype(k int) uint8 {
 // and the root is its own parent. It returns ErrNotExist and ErrNotDir as they
 // are, not wrapped.
 func (x *Index) Lookup(dir NID, name string) (NID, error) {
-	return x.LookupBytes(dir, unsafe.Slice(unsafe.StringData(name), len(name)))
-}
-
-// LookupBytes is Lookup with a name that is bytes; it keeps no reference to it.
-func (x *Index) LookupBytes(dir NID, name []byte) (NID, error) {
+	want := unsafe.Slice(unsafe.StringData(name), len(name)) // only compared
 	data, err := x.dirData(dir)
 	if err != nil {
 		return 0, err
@@ -101,7 +97,7 @@ func (x *Index) LookupBytes(dir NID, name []byte) (NID, error) {
 		if n == 0 {
 			return 0, badInode(dir, "malformed directory block")
 		}
-		if bytes.Compare(b.name(0, n), name) <= 0 {
+		if bytes.Compare(b.name(0, n), want) <= 0 {
 			lo = mid + 1
 		} else {
 			hi = mid
@@ -119,7 +115,7 @@ func (x *Index) LookupBytes(dir NID, name []byte) (NID, error) {
 		if entry == nil {
 			return 0, badInode(dir, "malformed directory entry")
 		}
-		switch c := bytes.Compare(entry, name); {
+		switch c := bytes.Compare(entry, want); {
 		case c == 0:
 			return b.nid(mid), nil
 		case c < 0:

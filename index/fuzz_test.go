@@ -107,7 +107,7 @@ func readAll(t *testing.T, x *index.Index, nid index.NID) {
 	bad(err)
 	calls = 0
 	bad(x.ReadDir(nid, 0, func(d *index.Dirent) bool {
-		_, err := x.LookupBytes(nid, d.Name)
+		_, err := x.Lookup(nid, string(d.Name))
 		bad(err)
 		calls++
 		return calls < 50

@@ -2,11 +2,14 @@ package index_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/laminafs/lamina/index"
 )
@@ -309,5 +312,81 @@ func TestCheckExtents(t *testing.T) {
 		if err := tree.CheckExtents(); (err == nil) != c.ok || err != nil && !errors.Is(err, index.ErrCorrupt) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSharedXattrsOverlap: ids of shared xattrs that lead into the middle of others
+// do not make much of a small image.
+func TestSharedXattrsOverlap(t *testing.T) {
+	// Wherever an entry is taken to begin, it has the longest value there is.
+	entry := []byte{0, 1, 0xff, 0xff}
+	large := bytes.Repeat(entry, 1<<14)[:1<<16-1]
+	tree := &index.Tree{Root: dir()}
+	tree.Root.Xattrs = []index.Xattr{{Name: "user.aaaa", Value: large}, {Name: "user.bbbb", Value: large}}
+	const files, each = 30, 255
+	for i := range files {
+		n := &index.Node{Mode: sReg}
+		for k := range each {
+			n.Xattrs = append(n.Xattrs, index.Xattr{Name: fmt.Sprintf("user.%d", k)})
+		}
+		tree.Root.SetChild(fmt.Sprint(i), n)
+	}
+	b, err := tree.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := index.New(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.Tree(); err != nil {
+		t.Fatalf("as it was made: %v", err)
+	}
+	shared := int(binary.LittleEndian.Uint32(b[1024+44:])) << 9
+	id := uint32(bytes.Index(b, large)-shared) / 4
+	for i := range files {
+		nid, err := x.Lookup(x.Root(), fmt.Sprint(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k := range each {
+			binary.LittleEndian.PutUint32(b[int(nid)*32+64+12+4*k:], id)
+			id++
+		}
+	}
+	if _, err := x.Tree(); !errors.Is(err, index.ErrCorrupt) {
+		t.Errorf("an image of %d bytes, %d of whose xattrs have 64 KiB each: %v", len(b), files*each, err)
+	}
+}
+
+// TestXattrsLeftOutOfMany: a path is looked for only if somebody is told of it. It
+// takes a look at all that is in the folder.
+func TestXattrsLeftOutOfMany(t *testing.T) {
+	const files = 60_000
+	encode := func(name string) (tree *index.Tree, took time.Duration) {
+		x := index.Xattr{Name: name}
+		tree = one(&index.Node{Mode: sReg})
+		for i := range files {
+			tree.Root.SetChild(fmt.Sprintf("%05d", i), &index.Node{Mode: sReg, Xattrs: []index.Xattr{x}})
+		}
+		// The same again and again is one warning, and leaves room for more.
+		tree.Root.Child("n").Xattrs = slices.Repeat([]index.Xattr{x}, files)
+		began := time.Now()
+		if _, err := tree.Encode(); err != nil {
+			t.Fatal(err)
+		}
+		return tree, time.Since(began)
+	}
+	_, least := encode("user.a")
+	tree, took := encode("lustre.lov")
+	if took > 5*least+time.Second {
+		t.Errorf("%d xattrs left out in %v, kept in %v", 2*files, took, least)
+	}
+	if n := len(tree.Warnings); n != 65 {
+		t.Errorf("%d warnings", n)
+	}
+	tree = one(&index.Node{Mode: sReg, Xattrs: slices.Repeat([]index.Xattr{{Name: "lustre.lov"}}, 3)})
+	if _, err := tree.Encode(); err != nil || len(tree.Warnings) != 1 {
+		t.Errorf("%q, %v", tree.Warnings, err)
 	}
 }

@@ -93,10 +93,16 @@ func (p *plan) divide(set *xattrSet) {
 // those the format has no room for in principle: the kernel could not show them.
 func (p *plan) distinct(i uint32, xattrs []Xattr) []Xattr {
 	list := make([]Xattr, 0, len(xattrs))
+	path := "" // slow to find: once, and only to be told
 	for _, x := range xattrs {
 		_, suffix, ok := splitXattr(x.Name)
 		if whole := len(suffix) == 0; !ok || whole && x.Name[len(x.Name)-1] == '.' || strings.IndexByte(x.Name, 0) >= 0 {
-			p.tree.warn("%s: xattr %.80q left out: the kernel has no such name", p.path(i), x.Name)
+			if p.tree.warns() {
+				if path == "" {
+					path = p.path(i)
+				}
+				p.tree.warn("%s: xattr %.80q left out: the kernel has no such name", path, x.Name)
+			}
 			continue
 		}
 		list = append(list, x)

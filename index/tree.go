@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"github.com/laminafs/lamina/atomicfile"
 )
 
 // Device is a slot for a file that holds data: one layer's.
@@ -43,6 +45,9 @@ func (t *Tree) warn(format string, args ...any) {
 		t.Warnings = append(t.Warnings, "and more like these")
 	}
 }
+
+// warns reports whether warn has room for one more.
+func (t *Tree) warns() bool { return len(t.Warnings) <= maxWarnings }
 
 // CheckExtents returns nil if every extent of t, which [Index.Tree] or Merge made,
 // lies within its device, and ErrCorrupt otherwise.
@@ -101,50 +106,20 @@ func (t *Tree) Encode() ([]byte, error) {
 // Write writes the image to path, replacing what is there: the file appears
 // under its name whole and on disk, or not at all, with what CheckSum compares it
 // with. See WriteTo for errors of the tree.
-func (t *Tree) Write(path string) (err error) {
+func (t *Tree) Write(path string) error {
 	p, err := newPlan(t)
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".index-*")
-	if err != nil {
-		return fmt.Errorf("write index: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-			err = fmt.Errorf("write index %s: %w", path, err)
+	err = atomicfile.Write(path, filepath.Join(filepath.Dir(path), ".index-"), func(f *os.File) error {
+		w := newSummed(f)
+		if _, err := p.write(w); err != nil {
+			return err
 		}
-	}()
-	w := newSummed(f)
-	if _, err := p.write(w); err != nil {
-		return err
-	}
-	if err := w.note(); err != nil {
-		return err
-	}
-	// The data must be on disk before the name is: after a crash a reader finds
-	// either no index or this one.
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-// syncDir makes a rename in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+		return w.note()
+	})
 	if err != nil {
-		return err
+		return fmt.Errorf("write index %s: %w", path, err)
 	}
-	defer func() { _ = d.Close() }()
-	return d.Sync()
+	return nil
 }

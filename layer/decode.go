@@ -26,6 +26,7 @@ type decoder struct {
 	src    *watched
 	stream *checkpoint.Reader // gzip
 	frames *zstd.Decoder
+	window windowUnpacker
 }
 
 // watched passes reads on and remembers an error of the source, to tell it from
@@ -170,7 +171,7 @@ func (s *streamSource) enter(c *Chunk) error {
 		s.r = z
 		return err
 	}
-	p, err := s.t.point(c.point)
+	p, err := s.t.point(c.point, &s.d.window)
 	if err != nil {
 		return err
 	}

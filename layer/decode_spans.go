@@ -26,7 +26,7 @@ func (s *spanSource) read(c *Chunk, p []byte) error {
 	if got := sha256.Sum256(s.held); got != c.Digest {
 		return fmt.Errorf("%d bytes of the blob: expected sha256:%x, got sha256:%x", len(s.held), c.Digest, got)
 	}
-	from, err := s.t.point(c.point)
+	from, err := s.t.point(c.point, &s.d.window)
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,9 @@ func (s *sink) space() ([]byte, error) {
 		case <-s.ctx.Done():
 			return nil, context.Cause(s.ctx)
 		}
+		if s.cur.buf == nil {
+			s.cur.buf = make([]byte, 0, blockLen)
+		}
 		s.cur.buf, s.cur.ends, s.cur.off = s.cur.buf[:0], s.cur.ends[:0], s.pos
 	}
 	b := s.cur.buf

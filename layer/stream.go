@@ -15,7 +15,8 @@ import (
 const (
 	// feedLen and feeds are length and number of the buffers between source
 	// and decompressor, blockLen and blocks of those behind it. Together they
-	// are all the memory that the data of a Stream takes: 12 MiB.
+	// are all the memory that the data of a Stream takes: 12 MiB, or less for a
+	// small layer, as they are made when they are first needed.
 	feedLen  = 256 << 10
 	feeds    = 16
 	blockLen = 1 << 20
@@ -84,10 +85,10 @@ func stream(ctx context.Context, src Source, r io.Reader, data io.WriterAt) (*Sc
 		tar: newTarScan(d == dialectEStargz || d == dialectStargz),
 	}
 	for range feeds {
-		s.spare <- make([]byte, feedLen)
+		s.spare <- nil
 	}
 	for range blocks {
-		s.free <- &block{buf: make([]byte, 0, blockLen)}
+		s.free <- &block{}
 	}
 	s.ctx, s.stop = context.WithCancelCause(ctx)
 	defer s.stop(nil)
@@ -124,7 +125,7 @@ func (s *streamer) run(r io.Reader) error {
 // tell whether the blob is not the one that was asked for, or was always bad.
 func (s *streamer) feed(r io.Reader) error {
 	var total int64
-	own := make([]byte, feedLen) // for when the later stages are gone
+	var own []byte // for when the later stages are gone
 	for {
 		b, send := own, false
 		select {
@@ -134,6 +135,12 @@ func (s *streamer) feed(r io.Reader) error {
 			if err := context.Cause(s.ctx); !errors.Is(err, ErrFormat) {
 				return err
 			}
+		}
+		if b == nil {
+			b = make([]byte, feedLen)
+		}
+		if !send {
+			own = b
 		}
 		n, err := io.ReadFull(r, b[:cap(b)])
 		s.blobHash.Write(b[:n])

@@ -6,13 +6,15 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 	"path/filepath"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/laminafs/lamina/layer/checkpoint"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/laminafs/lamina/atomicfile"
+	"github.com/laminafs/lamina/layer/checkpoint"
 )
 
 // maxTable bounds the file that OpenTable maps.
@@ -54,6 +56,27 @@ func openTable(path string) (*Table, error) {
 	return t, nil
 }
 
+// TableBlob returns the digest of the blob that the table in the file path describes,
+// as BlobDigest of the opened one. It looks at the header alone. Errors are those of
+// OpenTable.
+func TableBlob(path string) (digest.Digest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("read chunk table: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, headerSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("read chunk table: %w", err)
+	}
+	d, err := parseHeader(b[:n])
+	if err != nil {
+		return "", fmt.Errorf("read chunk table %s: %w", path, err)
+	}
+	return d, nil
+}
+
 // NewTable returns the table in b, which it keeps and does not change. Errors
 // wrap ErrTable.
 func NewTable(b []byte) (*Table, error) {
@@ -64,27 +87,36 @@ func NewTable(b []byte) (*Table, error) {
 	return t, nil
 }
 
-// parse checks the header and finds the sections.
-func (t *Table) parse() error {
-	b := t.b
+// parseHeader checks that b begins with the header of a table, and returns the
+// blob's digest.
+func parseHeader(b []byte) (digest.Digest, error) {
 	if len(b) < headerSize || !bytes.Equal(b[:8], []byte(tableMagic)) {
-		return fmt.Errorf("%w: no magic", ErrTable)
+		return "", fmt.Errorf("%w: no magic", ErrTable)
 	}
 	le := binary.LittleEndian
 	if v := le.Uint32(b[8:]); v != tableVersion {
-		return fmt.Errorf("%w: version %d", ErrTable, v)
+		return "", fmt.Errorf("%w: version %d", ErrTable, v)
 	}
 	if le.Uint32(b[252:]) != crc32.Checksum(b[:252], crc32.MakeTable(crc32.Castagnoli)) {
-		return fmt.Errorf("%w: checksum of the header", ErrTable)
+		return "", fmt.Errorf("%w: checksum of the header", ErrTable)
 	}
+	n := int(b[64])
+	if n > maxDigestLen {
+		return "", fmt.Errorf("%w: digest of %d bytes", ErrTable, n)
+	}
+	return digest.Digest(b[65 : 65+n]), nil
+}
+
+// parse checks the header and finds the sections.
+func (t *Table) parse() (err error) {
+	b := t.b
+	if t.blob, err = parseHeader(b); err != nil {
+		return err
+	}
+	le := binary.LittleEndian
 	t.format, t.ofBlob = Format(b[12]), b[13] == flagOfBlob
 	t.dataSize = int64(le.Uint64(b[48:]))
 	t.blobSize = int64(le.Uint64(b[56:]))
-	n := int(b[64])
-	if n > maxDigestLen {
-		return fmt.Errorf("%w: digest of %d bytes", ErrTable, n)
-	}
-	t.blob = digest.Digest(b[65 : 65+n])
 	at := headerSize
 	for _, s := range []struct {
 		count     uint64
@@ -139,43 +171,10 @@ func (t *Table) Check() error {
 // Write writes the table to path, replacing what is there: the file appears
 // under its name whole and on disk, or not at all.
 func (t *Table) Write(path string) error {
-	if err := writeFile(path, t.b); err != nil {
+	if err := atomicfile.WriteBytes(path, filepath.Join(filepath.Dir(path), ".chunks-"), t.b); err != nil {
 		return fmt.Errorf("write chunk table %s: %w", path, err)
 	}
 	return nil
-}
-
-func writeFile(path string, b []byte) (err error) {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, ".chunks-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	// The bytes must be on disk before the name is.
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = d.Close() }()
-	return d.Sync()
 }
 
 // Close unmaps the table. It must not be used afterwards.
@@ -196,8 +195,8 @@ func (t *Table) Release() {
 	}
 }
 
-// point returns resume point i with its window.
-func (t *Table) point(i int) (checkpoint.Checkpoint, error) {
+// point returns resume point i with its window, which is as unpack of u returns it.
+func (t *Table) point(i int, u *windowUnpacker) (checkpoint.Checkpoint, error) {
 	if i < 0 || i >= t.points {
 		return checkpoint.Checkpoint{}, fmt.Errorf("%w: no resume point %d", ErrTable, i)
 	}
@@ -211,54 +210,6 @@ func (t *Table) point(i int) (checkpoint.Checkpoint, error) {
 		return checkpoint.Checkpoint{}, fmt.Errorf("%w: window of resume point %d", ErrTable, i)
 	}
 	var err error
-	p.Window, err = unpackWindow(windows[off:off+packed], int(n))
+	p.Window, err = u.unpack(windows[off:off+packed], int(n))
 	return p, err
-}
-
-// windowPacker compresses the windows of checkpoints.
-type windowPacker struct{ enc *zstd.Encoder }
-
-// pack returns w compressed, or w itself when that is not longer.
-func (p *windowPacker) pack(w []byte) []byte {
-	if len(w) == 0 {
-		return nil
-	}
-	if p.enc == nil {
-		enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
-			zstd.WithEncoderCRC(false), zstd.WithWindowSize(checkpoint.WindowSize))
-		if err != nil {
-			return w // the options are constant; without compression all is still right
-		}
-		p.enc = enc
-	}
-	if packed := p.enc.EncodeAll(w, nil); len(packed) < len(w) {
-		return packed
-	}
-	return w
-}
-
-// unpackWindow undoes pack; n is the length of the window.
-func unpackWindow(p []byte, n int) ([]byte, error) {
-	if len(p) == n {
-		return p, nil
-	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecodeAllCapLimit(true))
-	if err != nil {
-		return nil, err
-	}
-	defer dec.Close()
-	w, err := dec.DecodeAll(p, make([]byte, 0, n))
-	if err != nil || len(w) != n {
-		return nil, fmt.Errorf("%w: window of %d bytes, not %d: %w", ErrTable, len(w), n, errOr(err, ErrTable))
-	}
-	return w, nil
-}
-
-// errOr returns err, or def when that is nil.
-func errOr(err, def error) error {
-	if err != nil {
-		return err
-	}
-	return def
 }

@@ -17,13 +17,14 @@ const (
 	maxImports = 4 << 10 // names that are imported
 	maxRoots   = 64      // places where modules are looked for
 	maxPlaces  = 1 << 14 // paths that one module has looked at
+	maxSeen    = 1 << 16 // modules that are wished for; by links, one has many paths
 )
 
 var errNotCompiled = errors.New("not a compiled Python module")
 
 // code is a code object of CPython, as far as it matters here.
 type code struct {
-	ops      []byte
+	ops      string // shared, as all strings are that are written once
 	consts   []any
 	names    []any
 	filename string
@@ -182,7 +183,7 @@ func (u *unmarshaler) code() *code {
 	} else {
 		u.skip(6 * 4) // the number of locals too
 	}
-	c.ops = []byte(u.string())
+	c.ops = u.string()
 	c.consts, _ = u.value().([]any)
 	c.names, _ = u.value().([]any)
 	if u.minor >= 11 {

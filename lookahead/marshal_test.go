@@ -269,6 +269,27 @@ func TestUnmarshalHostile(t *testing.T) {
 	}
 }
 
+// TestUnmarshalShares: what is written once is kept once, however often it is
+// referred to.
+func TestUnmarshalShares(t *testing.T) {
+	const size, n = 1 << 20, 500
+	text := bytesOf('s', strings.Repeat("\x90\xff", size/2))
+	text[0] |= 0x80
+	again := binary.LittleEndian.AppendUint32([]byte{'r'}, 1) // the module itself is the first
+	nested := append([]byte{'c'}, make([]byte, 5*4)...)
+	nested = slices.Concat(nested, again, again, []byte("NNN"), again, again, again, make([]byte, 4), again, again)
+	b := within(1+n, append(text, bytes.Repeat(nested, n)...))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if m, err := parseModule(b); err != nil || m.filename != "/a/m.py" {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 8*size {
+		t.Errorf("%d bytes for a module of %d", used, len(b))
+	}
+}
+
 // TestUnmarshalForgives: objects of another kind than they should be are as good
 // as none.
 func TestUnmarshalForgives(t *testing.T) {

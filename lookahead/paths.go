@@ -3,6 +3,7 @@ package lookahead
 import (
 	"bytes"
 	"path"
+	"slices"
 
 	"github.com/laminafs/lamina/cache"
 )
@@ -20,13 +21,39 @@ const (
 	mostFile = 1 << 20
 	// longestPath bounds the length of a path.
 	longestPath = 255
+	// mostNamers is how many programs of one layer are looked into as they come:
+	// all of them are gone through for every chunk. The latest ones are those
+	// that still come.
+	mostNamers = 256
 )
 
 // namer is an ELF file that was begun.
 type namer struct {
+	key      string
 	off, end int64 // its data
 	paths    int   // how many more of its strings are looked for
 	bytes    int64 // how much more is wished for
+}
+
+// listen has the file b of the layer called key looked into as it comes. mu must be
+// held.
+func (w *Watcher) listen(key string, b cache.Begun) {
+	list := w.elfs[key]
+	if len(list) == mostNamers {
+		list = slices.Delete(list, 0, 1)
+	}
+	w.elfs[key] = append(list, &namer{key: key, off: b.Off, end: b.Off + b.Len, paths: mostPaths, bytes: mostBytes})
+}
+
+// spent forgets at if nothing more comes of it. mu must be held.
+func (w *Watcher) spent(at *namer) {
+	if at.paths > 0 && at.bytes > 0 {
+		return
+	}
+	list := w.elfs[at.key]
+	if i := slices.Index(list, at); i >= 0 {
+		w.elfs[at.key] = slices.Delete(list, i, i+1)
+	}
 }
 
 // Came is for cache.Options.Came.
@@ -36,7 +63,7 @@ func (w *Watcher) came(key string, off int64, p []byte) {
 	w.mu.Lock()
 	var at *namer
 	for _, e := range w.elfs[key] {
-		if e.off <= off && off < e.end && e.paths > 0 && e.bytes > 0 {
+		if e.off <= off && off < e.end {
 			at = e
 		}
 	}
@@ -53,6 +80,7 @@ func (w *Watcher) came(key string, off int64, p []byte) {
 		return
 	}
 	at.paths -= len(names)
+	w.spent(at)
 	s := w.scene
 	w.wg.Go(func() { w.seek(s, at, names) })
 }
@@ -80,6 +108,7 @@ func (w *Watcher) seek(s *scene, at *namer, names []string) {
 		take := size <= min(mostFile, at.bytes)
 		if take {
 			at.bytes -= size
+			w.spent(at)
 		}
 		w.mu.Unlock()
 		if take {

@@ -117,6 +117,55 @@ func TestCameBounds(t *testing.T) {
 	})
 }
 
+// TestCameKept: who names no more is forgotten, and so is who began long ago: all are
+// gone through for every chunk that comes.
+func TestCameKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := someImage()
+		var small, large strings.Builder
+		for i := range mostPaths {
+			fmt.Fprintf(&small, "\x00/etc/f%03d", i)
+		}
+		for i := range mostBytes / mostFile {
+			fmt.Fprintf(&large, "\x00/var/f%03d", i)
+			m.add(1, fmt.Sprintf("/var/f%03d", i), make([]byte, mostFile))
+		}
+		m.add(0, "/etc/last", []byte("conf"))
+		var programs []string
+		for i := range 2 * mostNamers {
+			programs = append(programs, fmt.Sprintf("/bin/p%03d", i))
+			m.add(0, programs[i], cutProgram())
+		}
+		w := watch(t, m)
+		defer w.Close()
+		key := m.layers[0].key
+		begin(w, m, programs[:mostNamers]...)
+		settle()
+		cameFrom(w, m, programs[0], small.String()+"\x00")
+		cameFrom(w, m, programs[1], large.String()+"\x00")
+		settle()
+		if n := len(w.elfs[key]); n != mostNamers-2 {
+			t.Errorf("%d are listened to, %d have named all that they may", n, 2)
+		}
+		begin(w, m, programs[mostNamers:]...)
+		settle()
+		if n := len(w.elfs[key]); n != mostNamers {
+			t.Errorf("%d are listened to", n)
+		}
+		before := len(m.wished())
+		cameFrom(w, m, programs[2], "\x00/etc/last\x00")
+		settle()
+		if got := m.wished()[before:]; len(got) > 0 {
+			t.Errorf("one that began long ago: %q", got)
+		}
+		cameFrom(w, m, programs[len(programs)-1], "\x00/etc/last\x00")
+		settle()
+		if got := m.wished(); !slices.Contains(got, "/etc/last") {
+			t.Errorf("the latest one: %q", got)
+		}
+	})
+}
+
 // TestCameBehind: what lies behind a program in one chunk is not its own.
 func TestCameBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -154,7 +203,7 @@ func TestCameClose(t *testing.T) {
 		}
 		w, s := New(), sceneOf(x, m.layers...)
 		w.Watch(s.tree, s.layers)
-		begin(w, m, "/bin/cut")
+		key, b := m.begun("/bin/cut")
 		var names strings.Builder
 		for i := range mostPaths {
 			fmt.Fprintf(&names, "\x00/etc/f%03d", i)
@@ -164,9 +213,7 @@ func TestCameClose(t *testing.T) {
 			wg.Go(func() {
 				for range 50 {
 					w.mu.Lock()
-					for _, e := range w.elfs[m.layers[0].key] {
-						e.paths = mostPaths
-					}
+					w.listen(key, b) // its budget is used up each time
 					w.mu.Unlock()
 					cameFrom(w, m, "/bin/cut", names.String()+"\x00")
 				}

@@ -285,7 +285,7 @@ func (i *importer) want(path string) bool {
 	if p.seen[path] {
 		return true
 	}
-	if i.left--; i.left < 0 {
+	if i.left--; i.left < 0 || len(p.seen) == maxSeen {
 		return false
 	}
 	extents, err := i.s.tree.Locate(path)

@@ -279,6 +279,23 @@ func TestPlacesBounded(t *testing.T) {
 	}
 }
 
+// TestSeenBounded: what is remembered of all modules does not grow without end.
+func TestSeenBounded(t *testing.T) {
+	m := newImage(1)
+	m.module(0, 11, "/app/m.py", importing{name: "one"}, importing{name: "two"})
+	m.module(0, 11, "/app/one.py")
+	m.module(0, 11, "/app/two.py")
+	s := m.scene(t)
+	s.python.seen = make(map[string]bool)
+	for i := range maxSeen - 1 {
+		s.python.seen[fmt.Sprint(i)] = true
+	}
+	wishes, err := imports(t.Context(), s, m.files["/app/m.py"])
+	if got := m.paths(wishes); err != nil || !slices.Equal(got, []string{"/app/one.py"}) || len(s.python.seen) != maxSeen {
+		t.Errorf("%q, %v, %d are remembered", got, err, len(s.python.seen))
+	}
+}
+
 // TestImportsElsewhere: a module that is not where it says that its source is
 // is left alone, and nothing is learnt from it.
 func TestImportsElsewhere(t *testing.T) {

@@ -46,7 +46,7 @@ type Watcher struct {
 	mu      sync.Mutex // guards what follows
 	scene   *scene     // nil until there is a tree
 	pending map[int][]cache.Wish
-	elfs    map[string][]*namer // those that were begun, by their layer's key
+	elfs    map[string][]*namer // those that still may name files, by their layer's key
 	closed  bool
 }
 
@@ -99,7 +99,7 @@ func (w *Watcher) began(key string, b cache.Begun) {
 			continue
 		}
 		if isELF(b.Head) {
-			w.elfs[key] = append(w.elfs[key], &namer{off: b.Off, end: b.Off + b.Len, paths: mostPaths, bytes: mostBytes})
+			w.listen(key, b)
 		}
 		held := int64(leastHeld)
 		if isCompiled(b.Head) {

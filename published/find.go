@@ -2,8 +2,6 @@ package published
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -16,14 +14,8 @@ import (
 	"github.com/laminafs/lamina/fetch"
 )
 
-const (
-	// maxCandidates bounds the manifests that are looked at for one image, all at
-	// once.
-	maxCandidates = 8
-
-	// maxManifest is the largest manifest that registries take.
-	maxManifest = 4 << 20
-)
+// maxCandidates bounds the manifests that are looked at for one image, all at once.
+const maxCandidates = 8
 
 // Artifact is a published index of an image: one artifact, or what several that
 // were published have together.
@@ -65,7 +57,7 @@ func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject di
 	if err != nil {
 		return nil, err
 	}
-	descs := candidates(list)
+	descs := Candidates(list, maxCandidates, ArtifactType, "", ocispec.MediaTypeEmptyJSON)
 	found, errs := make([]*artifact, len(descs)), make([]error, len(descs))
 	var wg sync.WaitGroup
 	for i, desc := range descs {
@@ -86,20 +78,16 @@ func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject di
 // get returns the artifact that desc lists, nil if it is none for subject or is
 // gone.
 func get(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest, desc ocispec.Descriptor) (*artifact, error) {
-	got, body, err := c.Manifest(ctx, repo, desc.Digest)
-	switch {
-	case errors.Is(err, fetch.ErrNotFound): // deleted, and the list does not know
-		return nil, nil
-	case err != nil:
+	got, m, err := Manifest(ctx, c, repo, desc.Digest, desc.Size)
+	if m == nil || err != nil || m.ArtifactType != ArtifactType || m.Subject == nil || m.Subject.Digest != subject {
 		return nil, err
-	case got.Size != desc.Size:
+	}
+	a := &artifact{created: created(m.Annotations)}
+	if a.Layers = LayersOf(m, AnnotationLayer, LayerMediaType, maxUnpacked); a.Layers == nil {
 		return nil, nil
 	}
-	a := parse(body, subject)
-	if a != nil {
-		got.ArtifactType = ArtifactType
-		a.Desc = got
-	}
+	a.Desc = got
+	a.Desc.ArtifactType = ArtifactType
 	return a, nil
 }
 
@@ -135,50 +123,4 @@ func created(annotations map[string]string) time.Time {
 		return time.Time{}
 	}
 	return t
-}
-
-// candidates returns those of list that may be ours, the likely ones first and of
-// those the newest. Old registries list an artifact by the type of its config.
-func candidates(list []ocispec.Descriptor) []ocispec.Descriptor {
-	var likely, possible []ocispec.Descriptor
-	for _, d := range list {
-		if d.MediaType != ocispec.MediaTypeImageManifest || d.Digest.Validate() != nil || d.Size <= 0 || d.Size > maxManifest {
-			continue
-		}
-		switch d.ArtifactType {
-		case ArtifactType:
-			likely = append(likely, d)
-		case "", ocispec.MediaTypeEmptyJSON:
-			possible = append(possible, d)
-		}
-	}
-	newest := func(a, b ocispec.Descriptor) int { return created(b.Annotations).Compare(created(a.Annotations)) }
-	slices.SortStableFunc(likely, newest)
-	slices.SortStableFunc(possible, newest)
-	all := append(likely, possible...)
-	return all[:min(len(all), maxCandidates)]
-}
-
-// parse returns the artifact whose manifest is body, nil if it is not one for
-// subject.
-func parse(body []byte, subject digest.Digest) *artifact {
-	var m ocispec.Manifest
-	if json.Unmarshal(body, &m) != nil || m.MediaType != ocispec.MediaTypeImageManifest ||
-		m.ArtifactType != ArtifactType || m.Subject == nil || m.Subject.Digest != subject {
-		return nil
-	}
-	a := &artifact{created: created(m.Annotations)}
-	a.Layers = map[digest.Digest]ocispec.Descriptor{}
-	for _, d := range m.Layers {
-		of := digest.Digest(d.Annotations[AnnotationLayer])
-		_, again := a.Layers[of]
-		if d.MediaType == LayerMediaType && d.Digest.Validate() == nil && of.Validate() == nil && !again &&
-			d.Size > 0 && d.Size <= maxUnpacked {
-			a.Layers[of] = d
-		}
-	}
-	if len(a.Layers) == 0 {
-		return nil
-	}
-	return a
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,6 +86,67 @@ func TestFindMerges(t *testing.T) {
 				t.Errorf("%s: pack of layer %s is not that of %s", name, l, pack)
 			}
 		}
+	}
+}
+
+// TestCandidates: what may be an index is looked at in an order, and not all of it.
+func TestCandidates(t *testing.T) {
+	of := func(name, artifactType, created string) ocispec.Descriptor {
+		d := image(name)
+		d.ArtifactType = artifactType
+		if created != "" {
+			d.Annotations = map[string]string{ocispec.AnnotationCreated: created}
+		}
+		return d
+	}
+	bad, huge, list := of("bad", "x", ""), of("huge", "x", ""), of("list", "x", "")
+	bad.Digest, huge.Size, list.MediaType = "sha256:../x", 1<<40, ocispec.MediaTypeImageIndex
+	all := []ocispec.Descriptor{
+		bad, huge, list, of("other", "y", ""), of("unsaid", "", ""), of("old", "x", "2024-01-02T03:04:05Z"), of("timeless", "x", ""),
+		of("unsaid, new", "", "2025-01-02T03:04:05Z"), of("new", "x", "2025-01-02T03:04:05Z"),
+	}
+	want := []string{"new", "old", "timeless", "unsaid, new", "unsaid"}
+	for _, n := range []int{0, 1, 4, 8} {
+		var got []digest.Digest
+		for _, d := range published.Candidates(all, n, "x", "") {
+			got = append(got, d.Digest)
+		}
+		var digests []digest.Digest
+		for _, name := range want[:min(n, len(want))] {
+			digests = append(digests, image(name).Digest)
+		}
+		if !slices.Equal(got, digests) {
+			t.Errorf("%d: %v, want %v", n, got, digests)
+		}
+	}
+	if got := published.Candidates(all, 8, "x"); len(got) != 3 {
+		t.Errorf("of one type: %v", got)
+	}
+}
+
+// TestLayersOf: only layers of the kind, each for one of the image's.
+func TestLayersOf(t *testing.T) {
+	of := func(name, layer string, change func(d *ocispec.Descriptor)) ocispec.Descriptor {
+		d := ocispec.Descriptor{MediaType: "x", Digest: digest.FromString(name), Size: 9, Annotations: map[string]string{"of": layer}}
+		if change != nil {
+			change(&d)
+		}
+		return d
+	}
+	a, b := digest.FromString("a"), digest.FromString("b")
+	m := ocispec.Manifest{Layers: []ocispec.Descriptor{
+		of("no layer", "", nil), of("no digest", "sha256:x", nil),
+		of("bad", a.String(), func(d *ocispec.Descriptor) { d.Digest = "sha256:../x" }),
+		of("type", a.String(), func(d *ocispec.Descriptor) { d.MediaType = "y" }),
+		of("empty", a.String(), func(d *ocispec.Descriptor) { d.Size = 0 }),
+		of("large", a.String(), func(d *ocispec.Descriptor) { d.Size = 10 }),
+	}}
+	if got := published.LayersOf(&m, "of", "x", 9); got != nil {
+		t.Errorf("%v", got)
+	}
+	m.Layers = append(m.Layers, of("first", a.String(), nil), of("second", a.String(), nil), of("third", b.String(), nil))
+	if got := published.LayersOf(&m, "of", "x", 9); len(got) != 2 || got[a].Digest != digest.FromString("first") || got[b].Digest != digest.FromString("third") {
+		t.Errorf("%v", got)
 	}
 }
 

@@ -23,8 +23,7 @@ type Referrers func() ([]ocispec.Descriptor, error)
 // cost the round trip again. A long list takes one for each further page, as
 // Client.Referrers says.
 //
-// Of a registry that knows neither the list is empty. Errors are those of fetch and
-// of ctx.
+// ErrNone: the registry has neither. Other errors are those of fetch and of ctx.
 func ReferrersOf(ctx context.Context, c *fetch.Client, repo reference.Named, subject digest.Digest) Referrers {
 	repo = reference.TrimNamed(repo)
 	return sync.OnceValues(func() ([]ocispec.Descriptor, error) { return referrers(ctx, c, repo, subject) })

@@ -108,25 +108,18 @@ func (s *Store) searchEarly(ctx context.Context, wg *sync.WaitGroup, img *image.
 	if policy == IndexNever || img.Origin == nil || s.Images.HasBlob(img.Manifest.Config) {
 		return nil
 	}
-	wanting := map[digest.Digest]bool{}
+	var wanting []digest.Digest
 	for _, l := range img.Layers {
 		_, f, lazy := layer.Key(layer.Source(l))
 		if _, local := l.Blob.(fetch.Local); !lazy && !local && (f == layer.Gzip || f == layer.Zstd) {
-			wanting[l.Desc.Digest] = true
+			wanting = append(wanting, l.Desc.Digest)
 		}
 	}
 	if len(wanting) == 0 {
 		return nil
 	}
 	return s.startSearch(ctx, wg, img, policy, func() bool {
-		all, err := s.Cache.Layers() // another image may have brought them
-		if err != nil {
-			return false
-		}
-		for _, l := range all {
-			delete(wanting, l.BlobDigest)
-		}
-		return len(wanting) == 0
+		return s.Cache.MadeFrom(wanting...) // another image may have brought them
 	})
 }
 

@@ -33,7 +33,7 @@ type Image struct {
 // ImageLayer is a layer of an Image.
 type ImageLayer struct {
 	Digest digest.Digest `json:"digest"`
-	DiffID digest.Digest `json:"diffID"`
+	DiffID digest.Digest `json:"diffId"`
 	Size   int64         `json:"size"` // compressed
 	Here   int64         `json:"here"` // compressed, of Size
 	// Disk is what the layer takes on the disk: its blob, and its index and data.

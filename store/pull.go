@@ -29,8 +29,8 @@ type PullOptions struct {
 	Policy image.Policy
 }
 
-// maxFetches bounds the blobs that one Pull is at: as many as the client has
-// requests under way by default.
+// maxFetches bounds the blobs that one Pull is at: what the client lets a
+// prefetch have by default.
 const maxFetches = 16
 
 // Pull makes a full local copy of an image: its blobs are in the store's layout

@@ -14,8 +14,9 @@ import (
 	"github.com/laminafs/lamina/image"
 )
 
-// ErrMounted: an image is mounted, so it is not removed.
-var ErrMounted = errors.New("it is mounted")
+// ErrMounted: an image is mounted, or a workspace was made over it, so it is not
+// removed.
+var ErrMounted = errors.New("it is mounted or has a workspace")
 
 // Mounted is what mounts use of a store.
 type Mounted struct {
@@ -59,7 +60,7 @@ func (s *Store) Remove(ctx context.Context, name string, o RemoveOptions) ([]Rem
 		}
 		for _, t := range targets {
 			if o.Mounted.Images[t.Digest] && !staysNamed(before, t.Digest, targets) {
-				return nil, fmt.Errorf("remove %s: %w; 'lamina umount' ends mounts, --force takes the name away all the same", t.Name, ErrMounted)
+				return nil, fmt.Errorf("remove %s: %w ('lamina mounts --all'); 'lamina umount [--rm]' ends them, --force takes the name away all the same", t.Name, ErrMounted)
 			}
 		}
 	}

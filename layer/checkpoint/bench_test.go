@@ -89,29 +89,3 @@ func BenchmarkResume(b *testing.B) {
 		}
 	})
 }
-
-func BenchmarkWindowCodec(b *testing.B) {
-	codec, err := checkpoint.NewWindowCodec()
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer codec.Close()
-	_, cs, err := pass(b, bytes.NewReader(compress(b, source(b, 8<<20), 6, 0)), 1<<20)
-	if err != nil {
-		b.Fatal(err)
-	}
-	window := cs[len(cs)/2].Window
-	b.Run("encode", func(b *testing.B) {
-		for b.Loop() {
-			codec.Encode(nil, window)
-		}
-	})
-	encoded := codec.Encode(nil, window)
-	b.Run("decode", func(b *testing.B) {
-		for b.Loop() {
-			if _, err := codec.Decode(encoded); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-}

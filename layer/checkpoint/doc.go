@@ -7,7 +7,7 @@
 // bounds how soon a plain gzip layer can be used, so it has an inflate of its
 // own, which also sees what no library tells: where blocks start, in bits, and
 // which bytes of a window are referred to at all. The others are zero in a
-// Checkpoint's Window, which makes it small (WindowCodec).
+// Checkpoint's Window, which makes it small when it is compressed.
 //
 // Invariants:
 //

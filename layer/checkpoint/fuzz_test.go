@@ -64,19 +64,3 @@ func FuzzResume(f *testing.F) {
 		}
 	})
 }
-
-// FuzzWindow decodes foreign windows.
-func FuzzWindow(f *testing.F) {
-	codec, err := checkpoint.NewWindowCodec()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(codec.Close)
-	f.Add(codec.Encode(nil, source(f, 20_000)))
-	f.Add(codec.Encode(nil, make([]byte, 40_000)))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if w, err := codec.Decode(b); err == nil && len(w) > checkpoint.WindowSize {
-			t.Fatalf("%d bytes", len(w))
-		}
-	})
-}

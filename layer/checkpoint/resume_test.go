@@ -150,36 +150,3 @@ func TestResumeWithoutWindow(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-func TestWindowCodec(t *testing.T) {
-	codec, err := checkpoint.NewWindowCodec()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer codec.Close()
-	blob := compress(t, source(t, 8<<20), 6, 0)
-	_, cs, err := pass(t, bytes.NewReader(blob), 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cs = append(cs, checkpoint.Checkpoint{Window: noise(checkpoint.WindowSize)})
-	sum := 0
-	for i, c := range cs {
-		b := codec.Encode(nil, c.Window)
-		got, err := codec.Decode(b)
-		if err != nil || !bytes.Equal(got, c.Window) {
-			t.Fatalf("%d bytes became %d, %v", len(c.Window), len(got), err)
-		}
-		if i+1 < len(cs) {
-			sum += len(b)
-		}
-	}
-	if sum*100 > len(blob)*2 {
-		t.Errorf("%d bytes of windows for a blob of %d", sum, len(blob))
-	}
-	for _, bad := range [][]byte{{1}, codec.Encode(nil, make([]byte, checkpoint.WindowSize+1)), codec.Encode(nil, noise(100))[:50]} {
-		if _, err := codec.Decode(bad); !errors.Is(err, checkpoint.ErrCorrupt) {
-			t.Errorf("decoding %d bytes: %v", len(bad), err)
-		}
-	}
-}

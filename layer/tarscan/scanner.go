@@ -150,10 +150,6 @@ func (s *Scanner) Advance(n int64) {
 	s.pos += n
 }
 
-// Need returns how many bytes, after those Skip names, the scanner wants to see
-// together. It is a hint for readers that seek.
-func (s *Scanner) Need() int { return s.need - len(s.buf) }
-
 // Pos returns the number of bytes taken.
 func (s *Scanner) Pos() int64 { return s.pos }
 

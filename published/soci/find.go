@@ -2,8 +2,6 @@ package soci
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/distribution/reference"
@@ -33,15 +31,14 @@ const (
 const (
 	// maxCandidates bounds the manifests that are looked at for one image.
 	maxCandidates = 4
-	// maxManifest is the largest manifest that registries take.
-	maxManifest = 4 << 20
 	// maxZtoc bounds a ztoc. A span of 4 MiB takes 32 KiB of it, a file some
 	// hundred bytes: this is more than 20 GiB of data.
 	maxZtoc = 256 << 20
 )
 
 // Find returns the index of the image whose manifest, for one platform, has the
-// digest subject and these annotations. There may be none for some of the layers.
+// digest subject and these annotations. Of several that refer to it, it is the newest
+// that is sound. There may be none for some of the layers.
 // It takes one round trip for an image that has no index and one more for one that
 // has; one in all if the annotations name it.
 //
@@ -70,7 +67,7 @@ func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject, o
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range candidates(list) {
+	for _, d := range published.Candidates(list, maxCandidates, TypeV1, "") {
 		a, err := get(ctx, c, repo, d.Digest, d.Size, func(m *ocispec.Manifest) bool {
 			return m.Config.MediaType == TypeV1 && m.Subject != nil && m.Subject.Digest == subject
 		})
@@ -81,52 +78,17 @@ func find(ctx context.Context, c *fetch.Client, repo reference.Named, subject, o
 	return nil, published.ErrNone
 }
 
-// candidates returns those of list that may be an index. Some lists do not say the
-// type.
-func candidates(list []ocispec.Descriptor) []ocispec.Descriptor {
-	var likely, possible []ocispec.Descriptor
-	for _, d := range list {
-		if d.MediaType != ocispec.MediaTypeImageManifest || d.Digest.Validate() != nil || d.Size <= 0 || d.Size > maxManifest {
-			continue
-		}
-		switch d.ArtifactType {
-		case TypeV1:
-			likely = append(likely, d)
-		case "":
-			possible = append(possible, d)
-		}
-	}
-	all := append(likely, possible...)
-	return all[:min(len(all), maxCandidates)]
-}
-
 // get returns the index with the digest d, and of size bytes unless that is 0. It
 // is nil if there is none any more, or another thing than is wanted.
 func get(ctx context.Context, c *fetch.Client, repo reference.Named, d digest.Digest, size int64, wanted func(*ocispec.Manifest) bool) (*published.Artifact, error) {
-	desc, body, err := c.Manifest(ctx, repo, d)
-	if errors.Is(err, fetch.ErrNotFound) {
-		return nil, nil // deleted, and the list does not know
-	}
-	if err != nil {
+	desc, m, err := published.Manifest(ctx, c, repo, d, size)
+	if m == nil || err != nil || !wanted(m) {
 		return nil, err
 	}
-	var m ocispec.Manifest
-	if size != 0 && desc.Size != size || json.Unmarshal(body, &m) != nil ||
-		m.MediaType != ocispec.MediaTypeImageManifest || !wanted(&m) {
+	a := &published.Artifact{Desc: desc, Layers: published.LayersOf(m, AnnotationLayer, LayerMediaType, maxZtoc)}
+	if a.Layers == nil {
 		return nil, nil
 	}
-	a := &published.Artifact{Desc: desc, Layers: map[digest.Digest]ocispec.Descriptor{}}
 	a.Desc.ArtifactType = m.Config.MediaType
-	for _, d := range m.Layers {
-		of := digest.Digest(d.Annotations[AnnotationLayer])
-		_, again := a.Layers[of]
-		if d.MediaType == LayerMediaType && d.Digest.Validate() == nil && of.Validate() == nil && !again &&
-			d.Size > 0 && d.Size <= maxZtoc {
-			a.Layers[of] = d
-		}
-	}
-	if len(a.Layers) == 0 {
-		return nil, nil
-	}
 	return a, nil
 }
