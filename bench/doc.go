@@ -2,7 +2,7 @@
 // stand beside, and with the programs that people use instead, in one run on one
 // machine, and prints Markdown tables.
 //
-//	go run ./bench [-runs N] [-only tree,large,first,plain,keep,million]
+//	go run ./bench [-runs N] [-only tree,large,first,plain,keep,commit,million,write]
 //
 //	tree     walk, lstat, small files and tar over one tree: ext4, overlayfs,
 //	         fuse-overlayfs and lamina's engines, cold and warm, in turns
@@ -11,7 +11,10 @@
 //	         of 20 ms and 200 Mbit/s; bytes, requests and round trips
 //	plain    the same with a plain gzip image, beside podman and umoci
 //	keep     a look at one file, published indexes, pulls
+//	commit   an image of what was changed in a writable mount
 //	million  an image of a million files: warm mounts and resident memory
+//	write    what programs do to writable mounts: lamina's engines, overlayfs and
+//	         fuse-overlayfs over the same image
 //
 // It needs root and what hack/setup.sh installs. Nothing else should run on the
 // machine: times are medians, but no median mends a busy neighbour.

@@ -38,7 +38,7 @@ type bench struct {
 
 func main() {
 	runs := flag.Int("runs", 3, "repeat every measurement `N` times and print medians")
-	only := flag.String("only", "tree,large,first,plain,keep,commit,million", "measure these `PARTS`")
+	only := flag.String("only", "tree,large,first,plain,keep,commit,million,write", "measure these `PARTS`")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx, os.Stdout, *runs, strings.Split(*only, ","))
@@ -68,6 +68,7 @@ func run(ctx context.Context, out io.Writer, runs int, parts []string) (err erro
 	b.machine()
 	all := map[string]func(context.Context) error{
 		"tree": b.trees, "large": b.large, "first": b.first, "plain": b.plain, "keep": b.keep, "commit": b.commits, "million": b.million,
+		"write": b.writing,
 	}
 	for _, p := range parts {
 		measure := all[p]
