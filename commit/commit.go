@@ -30,6 +30,9 @@ type Options struct {
 	// Since, if not nil, is the tree of Base, which is then a commit of an earlier
 	// state of Upper over Lower.
 	Since *overlay.Base
+	// Frozen, if not nil, is called when all of Upper was read, and tells whether that
+	// was what it should have been.
+	Frozen func() error
 	// Name is what the new image is called, as image.ParseName reads it. It must
 	// be one of a registry.
 	Name string
@@ -86,7 +89,10 @@ func commit(ctx context.Context, s *image.Store, o Options) (*Result, error) {
 		if err != nil {
 			return desc, err
 		}
-		if r.Summary, err = o.write(ctx, e); err != nil {
+		if r.Summary, err = o.write(ctx, e); err == nil && o.Frozen != nil {
+			err = o.Frozen()
+		}
+		if err != nil {
 			e.Abort()
 			return desc, err
 		}

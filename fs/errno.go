@@ -21,9 +21,18 @@ var plain = [...]unix.Errno{
 }
 
 // errno is the one place where errors of the packages below become what a
-// program sees. Whatever is not named here, be it a digest mismatch, a registry
-// that is down or a full disk, is an I/O error to a reader; the log has the rest.
+// program sees. Whatever is not named here, be it a digest mismatch or a registry
+// that is down, is an I/O error; the log has the rest.
 func errno(err error) fuse.Status {
+	if e, ok := errors.AsType[unix.Errno](err); ok && slices.Contains(plain[:], e) {
+		return fuse.Status(e)
+	}
+	return readErrno(err)
+}
+
+// readErrno is errno for who reads, to whom a full disk beneath the cache, or any
+// other error of a system call of ours, is an I/O error.
+func readErrno(err error) fuse.Status {
 	switch {
 	case err == nil:
 		return fuse.OK
@@ -37,10 +46,6 @@ func errno(err error) fuse.Status {
 		return fuse.Status(unix.EFBIG)
 	case errors.Is(err, context.Canceled):
 		return fuse.EINTR
-	}
-	var e unix.Errno
-	if errors.As(err, &e) && slices.Contains(plain[:], e) {
-		return fuse.Status(e)
 	}
 	return fuse.EIO
 }

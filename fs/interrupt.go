@@ -1,7 +1,6 @@
 package fs
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"os"
@@ -118,25 +117,19 @@ func (c *readContext) watch(released <-chan struct{}) {
 // dying says whether thread tid is about to be killed or is gone. A thread that
 // cannot be seen counts as dying: then its interrupt is taken at its word.
 func dying(tid uint32) bool {
-	f, err := os.Open("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
-	if err != nil {
-		// Anything but "no such thread" is our own trouble, such as too many
-		// open files, and no reason to fail a read.
-		return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrPermission)
-	}
-	defer func() { _ = f.Close() }()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		key, value, _ := strings.Cut(lines.Text(), ":")
-		value = strings.TrimSpace(value)
+	dies := false
+	err := threadStatus(tid, func(key, value string) bool {
 		switch key {
 		case "State":
-			if strings.HasPrefix(value, "Z") || strings.HasPrefix(value, "X") {
-				return true
-			}
+			dies = strings.HasPrefix(value, "Z") || strings.HasPrefix(value, "X")
 		case "SigPnd":
 			pending, err := strconv.ParseUint(value, 16, 64)
-			return err == nil && pending&(1<<(unix.SIGKILL-1)) != 0
+			dies = err == nil && pending&(1<<(unix.SIGKILL-1)) != 0
+			return false
 		}
-	}
-	return false
+		return !dies
+	})
+	// Anything but "no such thread" is our own trouble, such as too many open files,
+	// and no reason to fail a read.
+	return dies || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrPermission)
 }

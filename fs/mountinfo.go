@@ -27,8 +27,13 @@ type MountInfo struct {
 }
 
 // Mounts returns the mounts this process sees, in mount order.
-func Mounts() ([]MountInfo, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func Mounts() ([]MountInfo, error) { return mountsOf("self") }
+
+// MountsOf returns the mounts that process pid sees, in mount order.
+func MountsOf(pid int) ([]MountInfo, error) { return mountsOf(strconv.Itoa(pid)) }
+
+func mountsOf(process string) ([]MountInfo, error) {
+	f, err := os.Open("/proc/" + process + "/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}

@@ -133,6 +133,11 @@ func (s *session) open(dev *os.File) error {
 	return duplicate
 }
 
+// flusher is a filesystem that asks the kernel for what it keeps.
+type flusher interface {
+	setFlush(flush func(node uint64) error)
+}
+
 func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
 	if o.MaxBackground <= 0 {
 		o.MaxBackground = defaultBackground
@@ -148,6 +153,9 @@ func newSession(raw fuse.RawFileSystem, o SessionOptions) *session {
 		quick: quick{never: runtime.GOMAXPROCS(0) < 2},
 		ended: make(chan struct{}),
 		busy:  make(chan struct{}, 1),
+	}
+	if f, ok := raw.(flusher); ok {
+		f.setFlush(s.flush)
 	}
 	s.ps = fuse.NewProtocolServer(raw, &fuse.MountOptions{
 		MaxWrite:                 maxRequest,

@@ -10,8 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// notifyResend is a message of the server's own: send again what is unanswered.
-const notifyResend = 7
+// Messages of the server's own: drop what is kept of a node's data, and send again
+// what is unanswered.
+const (
+	notifyInvalidate = 2
+	notifyResend     = 7
+)
 
 // Offsets in fuse_init_out, after the reply header.
 const (
@@ -92,6 +96,23 @@ func (s *session) resend() error {
 	binary.NativeEndian.PutUint32(msg[4:], notifyResend)
 	_, err := unix.Write(s.fd, msg[:])
 	return err
+}
+
+// flush has the kernel write the data of a node that it keeps, and forget it. The
+// writes come while this waits.
+func (s *session) flush(node uint64) error {
+	var msg [outHeaderSize + 24]byte
+	binary.NativeEndian.PutUint32(msg[0:], uint32(len(msg)))
+	binary.NativeEndian.PutUint32(msg[4:], notifyInvalidate)
+	binary.NativeEndian.PutUint64(msg[outHeaderSize:], node)
+	_, err := unix.Write(s.fd, msg[:]) // from 0 to the end
+	if err == unix.ENOENT {
+		return nil // it keeps nothing
+	}
+	if err != nil {
+		return fmt.Errorf("have node %d written: %w", node, err)
+	}
+	return nil
 }
 
 // handBack is for the request that a stopped server's last read took: the next

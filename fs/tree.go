@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
@@ -72,13 +73,13 @@ func (r *reader) run(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte,
 		switch {
 		case ended != nil:
 			// Whatever the read died of, this is why.
-			return nil, errno(ended)
+			return nil, readErrno(ended)
 		case errors.Is(err, context.Canceled):
 			// Another reader's cancellation, such as of a shared download, is
 			// no interrupt to this one.
 			return nil, fuse.EIO
 		}
-		return nil, errno(err)
+		return nil, readErrno(err)
 	}
 	r.stats.read(slow, n)
 	return fuse.ReadResultData(buf[:n]), fuse.OK
@@ -156,6 +157,9 @@ func (f *tree) entry(nid index.NID, out *fuse.EntryOut) error {
 // Lookup answers a missing name with node 0, which the kernel remembers. "." and
 // ".." come from NFS handles of nodes the kernel has forgotten.
 func (f *tree) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if len(name) > nameMax {
+		return fuse.Status(unix.ENAMETOOLONG)
+	}
 	nid, err := f.nid(h.NodeId), error(nil)
 	if name != "." {
 		nid, err = f.t.Lookup(nid, name)

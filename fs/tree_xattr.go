@@ -1,7 +1,11 @@
 package fs
 
 import (
+	"bytes"
+	"unsafe"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // GetXAttr gives the size alone when dest is empty.
@@ -20,20 +24,49 @@ func (f *tree) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest [
 // ListXAttr gives the size alone when dest is empty. Names are those of the
 // index; the kernel asks for system.posix_acl_access and _default by name.
 func (f *tree) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	size := 0
+	l := xattrNames{dest: dest, caller: h.Pid}
 	err := f.t.Xattrs(f.nid(h.NodeId), func(name string, _ []byte) bool {
-		if size+len(name) < len(dest) {
-			copy(dest[size:], name)
-			dest[size+len(name)] = 0
-		}
-		size += len(name) + 1
+		l.add(unsafe.Slice(unsafe.StringData(name), len(name))) // which copies it
 		return true
 	})
+	return l.answer(err)
+}
+
+// trusted begins the names of xattrs that exist for privileged callers alone. The
+// kernel keeps their values from others, and of FUSE files not their names.
+var trusted = []byte("trusted.")
+
+// xattrNames is an answer to LISTXATTR.
+type xattrNames struct {
+	dest   []byte
+	size   int
+	caller uint32
+	asked  bool // whether the caller is privileged
+	admin  bool
+}
+
+func (l *xattrNames) add(name []byte) {
+	if bytes.HasPrefix(name, trusted) {
+		if !l.asked {
+			l.asked, l.admin = true, credentialsOf(l.caller).has(unix.CAP_SYS_ADMIN)
+		}
+		if !l.admin {
+			return
+		}
+	}
+	if l.size+len(name) < len(l.dest) {
+		copy(l.dest[l.size:], name)
+		l.dest[l.size+len(name)] = 0
+	}
+	l.size += len(name) + 1
+}
+
+func (l *xattrNames) answer(err error) (uint32, fuse.Status) {
 	if err != nil {
 		return 0, errno(err)
 	}
-	if len(dest) > 0 && size > len(dest) {
+	if len(l.dest) > 0 && l.size > len(l.dest) {
 		return 0, fuse.ERANGE
 	}
-	return uint32(size), fuse.OK
+	return uint32(l.size), fuse.OK
 }

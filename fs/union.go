@@ -25,6 +25,8 @@ type writable struct {
 
 	u    *union.Union
 	root union.ID
+	// flush has the kernel pass on what it keeps of a node's data.
+	flush func(node uint64) error
 }
 
 // NewUnion returns u as a FUSE filesystem to be served once, by a session with
@@ -38,6 +40,8 @@ func NewUnion(u *union.Union, o TreeOptions) fuse.RawFileSystem {
 func (f *writable) String() string { return "lamina" }
 
 func (f *writable) OnUnmount() { f.reader.OnUnmount() }
+
+func (f *writable) setFlush(flush func(node uint64) error) { f.flush = flush }
 
 // id maps a FUSE node id to the union's.
 func (f *writable) id(node uint64) union.ID {
@@ -124,7 +128,14 @@ func (f *writable) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fu
 	})
 }
 
+// Lseek looks at what is in the upper directory. The kernel does not say before what
+// it still keeps, and what is not written yet would be a hole.
 func (f *writable) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	if f.flush != nil {
+		if err := f.flush(in.NodeId); err != nil {
+			return errno(err)
+		}
+	}
 	off, err := f.u.Seek(f.id(in.NodeId), int64(in.Offset), int(in.Whence))
 	out.Offset = uint64(off)
 	return errno(err)
@@ -177,20 +188,9 @@ func (f *writable) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, de
 
 // ListXAttr gives the size alone when dest is empty.
 func (f *writable) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	size := 0
-	err := f.u.Xattrs(f.id(h.NodeId), func(name []byte) bool {
-		if size+len(name) < len(dest) {
-			copy(dest[size:], name)
-			dest[size+len(name)] = 0
-		}
-		size += len(name) + 1
+	l := xattrNames{dest: dest, caller: h.Pid}
+	return l.answer(f.u.Xattrs(f.id(h.NodeId), func(name []byte) bool {
+		l.add(name)
 		return true
-	})
-	if err != nil {
-		return 0, errno(err)
-	}
-	if len(dest) > 0 && size > len(dest) {
-		return 0, fuse.ERANGE
-	}
-	return uint32(size), fuse.OK
+	}))
 }

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -48,9 +49,17 @@ func changeOf(in *fuse.SetAttrIn) union.Change {
 	if has(fuse.FATTR_GID) {
 		c.GID = &in.Gid
 	}
+	// chown(2) of neither has the kernel change the time alone, and of what is no
+	// regular file, whose times it does not keep, nothing.
+	c.Chown = c.UID != nil || c.GID != nil || in.Valid == fuse.FATTR_CTIME
+	c.Empty = in.Valid == 0
+	if c.Chown || c.Empty {
+		c.By = caller(&in.InHeader)
+	}
+	c.Owns = func(uid uint32) bool { return in.Uid == uid || credentialsOf(in.Pid).has(unix.CAP_FOWNER) }
 	if has(fuse.FATTR_SIZE) {
 		size := int64(in.Size)
-		c.Size, c.DropSetID = &size, has(fuse.FATTR_KILL_SUIDGID)
+		c.Size, c.By = &size, killer(&in.InHeader, has(fuse.FATTR_KILL_SUIDGID))
 	}
 	if has(fuse.FATTR_ATIME) {
 		c.Atime = timeOf(in.Atime, in.Atimensec, has(fuse.FATTR_ATIME_NOW))
@@ -68,12 +77,33 @@ func timeOf(sec uint64, nsec uint32, now bool) *unix.Timespec {
 	return &unix.Timespec{Sec: int64(sec), Nsec: int64(nsec)}
 }
 
+// resent is set in the number of a request that an earlier server of the session
+// was sent (FUSE_UNIQUE_RESEND). It may have done what was asked, and died before it
+// said so. The kernel, which holds its locks until there is an answer, has checked
+// that a name to be made was not there, and one to be removed was: if it is the other
+// way about, that was this request.
+const resent = 1 << 63
+
+func again(h *fuse.InHeader) bool { return h.Unique&resent != 0 }
+
+// done makes a success of an error that says so, of a request sent again.
+func done(h *fuse.InHeader, status, means fuse.Status) fuse.Status {
+	if status == means && again(h) {
+		return fuse.OK
+	}
+	return status
+}
+
 func ownerOf(h *fuse.InHeader) union.Owner { return union.Owner{UID: h.Uid, GID: h.Gid} }
 
 func (f *writable) create(h *fuse.InHeader, name string, file union.New, out *fuse.EntryOut) fuse.Status {
 	file.Owner = ownerOf(h)
 	var a union.Attr
-	if err := f.u.Create(f.id(h.NodeId), name, file, &a); err != nil {
+	err := f.u.Create(f.id(h.NodeId), name, file, &a)
+	if errors.Is(err, unix.EEXIST) && again(h) {
+		err = f.u.Lookup(f.id(h.NodeId), name, &a)
+	}
+	if err != nil {
 		return errno(err)
 	}
 	f.entryOut(&a, out)
@@ -107,7 +137,11 @@ func (f *writable) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.Creat
 func (f *writable) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	var a union.Attr
 	status := f.change(cancel, in.Pid, func(ctx context.Context) error {
-		return f.u.Link(ctx, f.id(in.Oldnodeid), f.id(in.NodeId), name, &a)
+		err := f.u.Link(ctx, f.id(in.Oldnodeid), f.id(in.NodeId), name, &a)
+		if errors.Is(err, unix.EEXIST) && again(&in.InHeader) {
+			err = f.u.Lookup(f.id(in.NodeId), name, &a)
+		}
+		return err
 	})
 	if status.Ok() {
 		f.entryOut(&a, out)
@@ -116,27 +150,31 @@ func (f *writable) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, ou
 }
 
 func (f *writable) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.change(cancel, h.Pid, func(ctx context.Context) error {
+	return done(h, f.change(cancel, h.Pid, func(ctx context.Context) error {
 		return f.u.Unlink(ctx, f.id(h.NodeId), name)
-	})
+	}), fuse.ENOENT)
 }
 
 func (f *writable) Rmdir(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return errno(f.u.Rmdir(f.id(h.NodeId), name))
+	return done(h, errno(f.u.Rmdir(f.id(h.NodeId), name)), fuse.ENOENT)
 }
 
 func (f *writable) Rename(cancel <-chan struct{}, in *fuse.RenameIn, from, to string) fuse.Status {
-	return f.change(cancel, in.Pid, func(ctx context.Context) error {
+	return done(&in.InHeader, f.change(cancel, in.Pid, func(ctx context.Context) error {
 		src := union.Name{Dir: f.id(in.NodeId), Name: from}
-		return f.u.Rename(ctx, src, union.Name{Dir: f.id(in.Newdir), Name: to}, in.Flags)
-	})
+		dst := union.Name{Dir: f.id(in.Newdir), Name: to}
+		if in.Flags&unix.RENAME_EXCHANGE != 0 {
+			return f.u.Exchange(ctx, src, dst, in.Unique&^resent, again(&in.InHeader))
+		}
+		return f.u.Rename(ctx, src, dst, in.Flags)
+	}), fuse.ENOENT)
 }
 
 func (f *writable) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (written uint32, status fuse.Status) {
 	status = f.change(cancel, in.Pid, func(ctx context.Context) error {
 		n, err := f.u.Write(ctx, f.id(in.NodeId), data, int64(in.Offset), union.WriteFlags{
-			DropSetID: in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0,
-			KeepTime:  in.WriteFlags&fuse.WRITE_CACHE != 0,
+			By:   killer(&in.InHeader, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0),
+			Late: in.WriteFlags&fuse.WRITE_CACHE != 0,
 		})
 		written = uint32(n)
 		return err
@@ -144,16 +182,34 @@ func (f *writable) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) 
 	return written, status
 }
 
+// caller is who sent a request. Of most the kernel does not say more than its thread.
+func caller(h *fuse.InHeader) union.Caller {
+	return func(gid uint32) (privileged, member bool) {
+		c := credentialsOf(h.Pid)
+		return c.has(unix.CAP_FSETID), c.in(gid)
+	}
+}
+
+// killer is caller of a request that the kernel says, or not, takes set-id bits.
+func killer(h *fuse.InHeader, kills bool) union.Caller {
+	if !kills {
+		return nil
+	}
+	return func(gid uint32) (privileged, member bool) { return false, credentialsOf(h.Pid).in(gid) }
+}
+
 func (f *writable) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	return f.change(cancel, in.Pid, func(ctx context.Context) error {
-		return f.u.Allocate(ctx, f.id(in.NodeId), in.Mode, int64(in.Offset), int64(in.Length))
+		return f.u.Allocate(ctx, f.id(in.NodeId), in.Mode, int64(in.Offset), int64(in.Length), caller(&in.InHeader))
 	})
 }
 
 func (f *writable) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (copied uint32, status fuse.Status) {
 	status = f.change(cancel, in.Pid, func(ctx context.Context) error {
 		size := int(min(in.Len, 1<<30))
-		n, err := f.u.CopyRange(ctx, f.id(in.NodeId), int64(in.OffIn), f.id(in.NodeIdOut), int64(in.OffOut), size)
+		from := union.Range{ID: f.id(in.NodeId), Off: int64(in.OffIn)}
+		to := union.Range{ID: f.id(in.NodeIdOut), Off: int64(in.OffOut)}
+		n, err := f.u.CopyRange(ctx, from, to, size, caller(&in.InHeader))
 		copied = uint32(max(n, 0))
 		return err
 	})
@@ -170,14 +226,18 @@ func (f *writable) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 }
 
 func (f *writable) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	flags := int(in.Flags)
+	if again(&in.InHeader) {
+		flags = 0 // the same value once more does no harm
+	}
 	return f.change(cancel, in.Pid, func(ctx context.Context) error {
 		drop := in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
-		return f.u.SetXattr(ctx, f.id(in.NodeId), name, value, int(in.Flags), drop)
+		return f.u.SetXattr(ctx, f.id(in.NodeId), name, value, flags, drop)
 	})
 }
 
 func (f *writable) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	return f.change(cancel, h.Pid, func(ctx context.Context) error {
+	return done(h, f.change(cancel, h.Pid, func(ctx context.Context) error {
 		return f.u.RemoveXattr(ctx, f.id(h.NodeId), name)
-	})
+	}), fuse.ENODATA)
 }

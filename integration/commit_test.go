@@ -63,7 +63,11 @@ func anything(os.FileInfo) bool { return true }
 // fresh returns a name in some directory that is not there yet.
 func (c *changer) fresh() string {
 	c.n++
-	return filepath.Join(c.some(isDir), fmt.Sprintf("new %d \xff", c.n))
+	dir := c.some(isDir)
+	if dir == "" {
+		dir = c.root
+	}
+	return filepath.Join(dir, fmt.Sprintf("new %d \xff", c.n))
 }
 
 func (c *changer) bytes(most int) []byte {

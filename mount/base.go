@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/laminafs/lamina/atomicfile"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
@@ -50,35 +51,11 @@ func (s *State) SetCommitted(c Committed) error {
 	if err != nil {
 		return fmt.Errorf("workspace %s: %w", s.Name, err)
 	}
-	if err := replaceFile(filepath.Join(s.dir(), baseName), append(b, '\n')); err != nil {
+	path := filepath.Join(s.dir(), baseName)
+	if err := atomicfile.WriteBytes(path, path+".", append(b, '\n')); err != nil {
 		return fmt.Errorf("workspace %s: %w", s.Name, err)
 	}
 	return nil
-}
-
-// replaceFile puts b at path, durably.
-func replaceFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // Workspace is an opened workspace.
@@ -92,6 +69,8 @@ type Workspace struct {
 
 	committed *store.Tree
 	layers    []*index.Index
+	lock      *os.File     // of an upper directory that is not mounted
+	picture   *controlConn // keeps the picture that Upper is
 }
 
 // OpenWorkspace opens the workspace of e, mounted or not, with what st has and its
@@ -102,13 +81,80 @@ func (e *Entry) OpenWorkspace(ctx context.Context, st *store.Store) (*Workspace,
 		return nil, fmt.Errorf("%w: %s is mounted read-only", ErrWorkspace, e.Name)
 	}
 	w := &Workspace{Upper: overlay.Upper{Dir: e.Upper()}}
-	if err := e.flush(); err != nil {
-		return nil, fmt.Errorf("open workspace %s: %w", e.Name, err)
+	err := w.keepOut(e)
+	if err == nil {
+		err = e.flush()
 	}
-	if err := w.open(ctx, e, st); err != nil {
+	if err == nil {
+		err = w.open(ctx, e, st)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open workspace %s: %w", e.Name, err), w.Close())
 	}
 	return w, nil
+}
+
+// keepOut sees to it that nobody mounts e until w is closed, if it is not mounted.
+func (w *Workspace) keepOut(e *Entry) (err error) {
+	if e.Status != Unmounted {
+		return nil
+	}
+	if w.lock, err = os.Open(e.workDir()); errors.Is(err, os.ErrNotExist) {
+		return nil // nobody has mounted it yet
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(w.lock.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("%w: another process is mounting it: %w", ErrWorkspace, err)
+	}
+	if now, err := find(e.Options.Root, e.Name); err != nil || now.Status != Unmounted {
+		return errors.Join(fmt.Errorf("%w: it was mounted just now; try again", ErrWorkspace), err)
+	}
+	return nil
+}
+
+// Freeze makes w.Upper what the upper directory is at this instant, until w is
+// closed: names, attributes, and the data that had been written when w was opened.
+// Of what was written since, what the kernel has not passed on may be missing, as
+// after a power cut. By the kernel engine nothing is frozen: what is written
+// meanwhile may be in it or not.
+func (w *Workspace) Freeze(e *Entry) (err error) {
+	if e.Status != Serving || e.Engine != FUSE {
+		return nil
+	}
+	if w.picture, err = dial(e.Options.Root, e.Name); err != nil {
+		return fmt.Errorf("freeze workspace %s: its server does not answer: %w", e.Name, err)
+	}
+	f, err := w.ask(opFreeze)
+	if err != nil {
+		return fmt.Errorf("freeze workspace %s: %w", e.Name, err)
+	}
+	if f.Dir != "" {
+		w.Upper.Dir, w.Upper.Data = f.Dir, f.Data
+	}
+	return nil
+}
+
+// Frozen tells whether what was read of w.Upper is what Freeze said it is.
+func (w *Workspace) Frozen() error {
+	if w.picture == nil || w.Upper.Data == "" {
+		return nil
+	}
+	if _, err := w.ask(opCheck); err != nil {
+		return fmt.Errorf("%w: what was frozen is lost, try again: %w", ErrWorkspace, err)
+	}
+	return nil
+}
+
+func (w *Workspace) ask(op string) (f frozen, err error) {
+	if err := w.picture.call(question{Op: op}, &f, freezeTime); err != nil {
+		return f, err
+	}
+	if f.Error != "" {
+		return f, errors.New(f.Error)
+	}
+	return f, nil
 }
 
 // flush has the kernel pass on what was written to e, if it is mounted.
@@ -135,7 +181,7 @@ func (w *Workspace) open(ctx context.Context, e *Entry, st *store.Store) (err er
 		return err
 	}
 	if last != nil {
-		return w.openCommitted(ctx, st, last)
+		return w.openCommitted(ctx, st, e, last)
 	}
 	ref := store.Ref{Name: e.Image, Platform: e.Options.Platform}
 	if e.Repository != "" { // a tag may name another image by now
@@ -150,7 +196,7 @@ func (w *Workspace) open(ctx context.Context, e *Entry, st *store.Store) (err er
 	return nil
 }
 
-func (w *Workspace) openCommitted(ctx context.Context, st *store.Store, last *Committed) (err error) {
+func (w *Workspace) openCommitted(ctx context.Context, st *store.Store, e *Entry, last *Committed) (err error) {
 	name, err := image.ParseName(last.Image)
 	if err != nil {
 		return err
@@ -161,7 +207,8 @@ func (w *Workspace) openCommitted(ctx context.Context, st *store.Store, last *Co
 	}
 	w.Image = w.committed.Image
 	for i, l := range w.committed.Layers {
-		if i < len(w.Lower.Layers) && l.Key() == w.Lower.Layers[i].Key() {
+		// One layer may lie under two keys: in the store, and where it was read in place.
+		if i < len(e.Layers) && w.Image.Layers[i].DiffID == e.Layers[i].DiffID {
 			continue
 		}
 		w.layers = append(w.layers, l.Index())
@@ -185,6 +232,12 @@ func (w *Workspace) Close() error {
 		if t != nil {
 			errs = append(errs, t.Close())
 		}
+	}
+	if w.lock != nil {
+		errs = append(errs, w.lock.Close())
+	}
+	if w.picture != nil {
+		errs = append(errs, w.picture.Close())
 	}
 	return errors.Join(errs...)
 }

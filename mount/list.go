@@ -2,7 +2,9 @@ package mount
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/laminafs/lamina/fs"
@@ -33,39 +35,75 @@ type Entry struct {
 // mount or to clone, or its server has just ended and is about to remove it.
 const grace = 5 * time.Second
 
-// List returns the mounts of the store at root, ordered by name. Records that
-// a crash or a reboot left behind are removed on the way.
-func List(root string) ([]Entry, error) {
-	all, err := records(root)
+// survey is what there is of a store's mounts.
+type survey struct {
+	entries []Entry
+	// gone are records of which no mount is left, workspaces among them.
+	gone []*State
+	// damaged says which records could not be read.
+	damaged error
+}
+
+// look finds out how the mounts of the store at root fare, and changes nothing.
+func look(root string) (*survey, error) {
+	all, damaged, err := records(root)
 	if err != nil {
 		return nil, err
 	}
-	mounted, err := fs.Mounts()
+	v, err := newView()
 	if err != nil {
 		return nil, err
-	}
-	at := map[string]fs.MountInfo{}
-	for _, m := range mounted {
-		at[m.MountPoint] = m // the last one at a place is on top
 	}
 	byName := map[string]*State{}
 	for _, s := range all {
 		byName[s.Name] = s
 	}
-	var entries []Entry
+	found := &survey{damaged: damaged}
 	for _, s := range all {
-		m, ok := at[s.Options.Dir]
+		m, ok := v.at(s)
 		status := s.status(byName, ok && s.owns(m))
 		if status == "" {
-			_ = s.end()
+			found.gone = append(found.gone, s)
 			if !s.Kept {
 				continue
 			}
 			status = Unmounted
 		}
-		entries = append(entries, Entry{State: *s, Status: status})
+		found.entries = append(found.entries, Entry{State: *s, Status: status})
 	}
-	return entries, nil
+	return found, nil
+}
+
+// List returns the mounts of the store at root, ordered by name. Records that
+// a crash or a reboot left behind are removed on the way; such as cannot be read are
+// left out.
+func List(root string) ([]Entry, error) {
+	found, err := look(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range found.gone {
+		s.tidy()
+	}
+	serves := map[string]bool{}
+	for _, e := range found.entries {
+		serves[e.ServedBy] = true
+	}
+	// A mount that has ended, but for its server, which others live on.
+	return slices.DeleteFunc(found.entries, func(e Entry) bool { return e.Status == Detached && serves[e.Name] }), nil
+}
+
+// InUse is List for who is about to take something away that mounts use: it changes
+// nothing, and a record that cannot be read is an error, as nobody knows what it says.
+func InUse(root string) ([]Entry, error) {
+	found, err := look(root)
+	if err != nil {
+		return nil, err
+	}
+	if found.damaged != nil {
+		return nil, fmt.Errorf("what is in use is unknown: %w", found.damaged)
+	}
+	return found.entries, nil
 }
 
 // owns reports whether m is the mount that s records.
@@ -74,7 +112,8 @@ func (s *State) owns(m fs.MountInfo) bool {
 		return m.FSType == "overlay" && m.Source == s.source()
 	}
 	if s.Engine == Kernel {
-		return m.FSType == "erofs" && m.Source == s.chainPath()
+		// The store may be reached by another path than when it was mounted.
+		return m.FSType == "erofs" && (m.Source == s.chainPath() || sameFile(m.Source, s.chainPath()))
 	}
 	return m.FSType == "fuse.lamina"
 }
@@ -121,17 +160,26 @@ func find(root, target string) (*Entry, error) {
 	if err != nil {
 		dir = ""
 	}
-	var found *Entry
+	var named, there *Entry
 	for i, e := range all {
-		// A detached mount has left its place to others.
-		if e.Name == target || e.Options.Dir == dir && e.Status != Detached && (e.Status != Unmounted || found == nil) {
-			found = &all[i]
+		if e.Name == target {
+			named = &all[i]
+		}
+		// A detached mount has left its place to others, and so has a workspace.
+		if e.Options.Dir == dir && e.Status != Detached && (e.Status != Unmounted || there == nil) {
+			there = &all[i]
 		}
 	}
-	if found == nil {
+	switch {
+	case named == nil && there == nil:
 		return nil, &NotMountedError{Target: target}
+	case named == nil:
+		return there, nil
+	case there != nil && there != named && there.Status != Unmounted:
+		return nil, fmt.Errorf("%s is the name of the mount at %s and the mountpoint of %s: write ./%s, or %s",
+			target, named.Options.Dir, there.Name, target, named.Options.Dir)
 	}
-	return found, nil
+	return named, nil
 }
 
 // NotMountedError says that Target is no mount of the store.
@@ -144,7 +192,7 @@ func (e *NotMountedError) Error() string {
 // Held returns the keys of the layers whose data files the kernel reads with no
 // process of ours in between. They must not be evicted.
 func Held(root string) (map[string]bool, error) {
-	all, err := List(root)
+	all, err := InUse(root)
 	if err != nil {
 		return nil, err
 	}

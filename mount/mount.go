@@ -44,6 +44,12 @@ func prepare(ctx context.Context, o *Options) error {
 		}
 		o.Image = name.String()
 	}
+	if err := image.CheckPlatform(o.Platform); err != nil {
+		return err
+	}
+	if o.RW && os.Geteuid() != 0 {
+		return fmt.Errorf("%w: writable mounts need root, who may give files to any owner", ErrWorkspace)
+	}
 	if err := prepareDir(ctx, *o); err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func TestStateSurvivesItsFile(t *testing.T) {
 	if _, err := Load(root, "a-1"); err == nil {
 		t.Error("half a record was loaded")
 	}
-	if all, err := records(root); err != nil || len(all) != 0 {
+	if all, damaged, err := records(root); damaged == nil || err != nil || len(all) != 0 {
 		t.Errorf("records = %v, %v; a damaged one must not stop the others or be listed", all, err)
 	}
 }
@@ -81,12 +81,20 @@ func TestListRemovesRubbish(t *testing.T) {
 	if err := alive.save(); err != nil {
 		t.Fatal(err)
 	}
+	busy := record(t, root, "d-4")
+	busy.Server = self()
+	if err := busy.save(); err != nil {
+		t.Fatal(err)
+	}
 	got, err := List(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 3 || got[0].Name != "b-2" || got[1].Name != "b-3" || got[2].Name != "c-3" || got[2].Status != Detached {
-		t.Errorf("listed %+v, want the young records and the one with a server", got)
+	if len(got) != 3 || got[0].Name != "b-2" || got[1].Name != "b-3" || got[2].Name != "d-4" || got[2].Status != Detached {
+		t.Errorf("listed %+v, want the young records and the one with a server of its own", got)
+	}
+	if used, err := InUse(root); err != nil || len(used) != 4 || used[2].Name != "c-3" {
+		t.Errorf("in use are %+v, %v; want the one whose server another lives on, too", used, err)
 	}
 	if _, err := os.Stat(s.dir()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the rubbish is still there: %v", err)

@@ -14,12 +14,14 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/laminafs/lamina/atomicfile"
 )
 
 // LayerState is what a server that takes over needs to open a layer again.
 type LayerState struct {
 	Desc   ocispec.Descriptor `json:"descriptor"`
-	DiffID digest.Digest      `json:"diffID"`
+	DiffID digest.Digest      `json:"diffId"`
 	// Key is the layer's directory in the store.
 	Key string `json:"key"`
 	// File and Offset say where a blob of a local layout or archive lies.
@@ -56,6 +58,8 @@ type State struct {
 	// kernel engine mounts a chain once and clones it.
 	ServedBy string    `json:"servedBy,omitempty"`
 	Created  time.Time `json:"created"`
+	// Where says which mount namespace the mount was made in.
+	Where namespace `json:"where"`
 	// Kept says that the record outlives the mount: it is a workspace that was
 	// mounted at least once.
 	Kept bool `json:"kept,omitempty"`
@@ -106,6 +110,9 @@ func startTime(pid int) (string, error) {
 	return fields[19], nil
 }
 
+// stateName is the record's file.
+const stateName = "state.json"
+
 func mountsDir(root string) string { return filepath.Join(root, "mounts") }
 
 // directory is where everything about the mount called name is kept.
@@ -142,8 +149,8 @@ func clean(name string) string {
 	}, name)
 }
 
-// save replaces the record. It is written for other processes, not for the
-// next boot, after which nothing is mounted: no fsync.
+// save replaces the record. That of a workspace is on the disk then; any other is
+// written for other processes, not for the next boot, after which nothing is mounted.
 func (s *State) save() error {
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
@@ -152,7 +159,13 @@ func (s *State) save() error {
 	if err := os.MkdirAll(s.dir(), 0o700); err != nil {
 		return fmt.Errorf("save mount %s: %w", s.Name, err)
 	}
-	path := filepath.Join(s.dir(), "state.json")
+	path := filepath.Join(s.dir(), stateName)
+	if s.Kept {
+		if err := atomicfile.WriteBytes(path, path+".", append(b, '\n')); err != nil {
+			return fmt.Errorf("save workspace %s: %w", s.Name, err)
+		}
+		return nil
+	}
 	tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
 	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("save mount %s: %w", s.Name, err)
@@ -166,7 +179,7 @@ func (s *State) save() error {
 // Load returns the record of the mount called name in the store at root; the
 // error wraps fs.ErrNotExist when there is none.
 func Load(root, name string) (*State, error) {
-	b, err := os.ReadFile(filepath.Join(directory(root, name), "state.json"))
+	b, err := os.ReadFile(filepath.Join(directory(root, name), stateName))
 	if err != nil {
 		return nil, fmt.Errorf("load mount %s: %w", name, err)
 	}
@@ -182,22 +195,26 @@ func Load(root, name string) (*State, error) {
 	return s, nil
 }
 
-// records returns every record that can be read, ordered by name.
-func records(root string) ([]*State, error) {
+// records returns every record that can be read, ordered by name, and an error that
+// tells of those that cannot.
+func records(root string) (all []*State, damaged, err error) {
 	entries, err := os.ReadDir(mountsDir(root))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list mounts: %w", err)
+		return nil, nil, fmt.Errorf("list mounts: %w", err)
 	}
-	var all []*State
 	for _, e := range entries {
-		if s, err := Load(root, e.Name()); err == nil {
+		s, err := Load(root, e.Name())
+		switch {
+		case err == nil:
 			all = append(all, s)
+		case !errors.Is(err, fs.ErrNotExist): // one that is being made, or removed
+			damaged = errors.Join(damaged, err)
 		}
 	}
-	return all, nil
+	return all, damaged, nil
 }
 
 // clearKernel takes back what a kernel mount that was tried and failed has noted.

@@ -1,13 +1,8 @@
 package mount
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"os"
-	"path/filepath"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -45,62 +40,6 @@ type LayerStats struct {
 	cache.Stats
 }
 
-// controlName is the socket on which a server answers with its Stats.
-const controlName = "control.sock"
-
-// controlPath reaches a socket in dir by a path that always fits a socket
-// address, which has room for 107 bytes only.
-func controlPath(dir string) (path string, done func(), err error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return "", nil, err
-	}
-	return fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), controlName), func() { _ = d.Close() }, nil
-}
-
-// control answers statistics until it is closed.
-type control struct {
-	l    net.Listener
-	done chan struct{}
-}
-
-func (s *server) listen() (*control, error) {
-	_ = os.Remove(filepath.Join(s.state.dir(), controlName)) // a dead server's
-	path, done, err := controlPath(s.state.dir())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen for statistics: %w", err)
-	}
-	// The name it was bound by is gone; the directory is removed as a whole.
-	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	c := &control{l: l, done: make(chan struct{})}
-	go func() {
-		defer close(c.done)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-			if err := json.NewEncoder(conn).Encode(s.measure()); err != nil {
-				s.log.Warn("send statistics", "error", err)
-			}
-			_ = conn.Close()
-		}
-	}()
-	return c, nil
-}
-
-// Close stops answering and waits for an answer under way.
-func (c *control) Close() {
-	_ = c.l.Close()
-	<-c.done
-}
-
 func (s *server) measure() Stats {
 	st := s.state.stats()
 	st.Served = true
@@ -128,6 +67,9 @@ func Measure(root, target string) ([]Stats, error) {
 		if err != nil {
 			return nil, fmt.Errorf("stats: %w", err)
 		}
+		if e.Status == Unmounted {
+			return nil, fmt.Errorf("stats: workspace %s is not mounted", e.Name)
+		}
 		st, err := e.ask()
 		return []Stats{st}, err
 	}
@@ -138,6 +80,9 @@ func Measure(root, target string) ([]Stats, error) {
 	var sts []Stats
 	var errs []error
 	for _, e := range all {
+		if e.Status == Unmounted {
+			continue
+		}
 		st, err := e.ask()
 		if err != nil {
 			errs = append(errs, err)
@@ -156,19 +101,13 @@ func (e *Entry) ask() (Stats, error) {
 	} else if e.Server.PID == 0 {
 		return e.stats(), nil
 	}
-	path, done, err := controlPath(directory(e.Options.Root, name))
-	if err != nil {
-		return Stats{}, fmt.Errorf("stats of %s: %w", e.Options.Dir, err)
-	}
-	defer done()
-	conn, err := net.DialTimeout("unix", path, 2*time.Second)
+	c, err := dial(e.Options.Root, name)
 	if err != nil {
 		return Stats{}, fmt.Errorf("stats of %s: its server does not answer (%s): %w", e.Options.Dir, e.Status, err)
 	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	defer func() { _ = c.Close() }()
 	var st Stats
-	if err := json.NewDecoder(conn).Decode(&st); err != nil {
+	if err := c.call(question{Op: opStats}, &st, answerTime); err != nil {
 		return Stats{}, fmt.Errorf("stats of %s: %w", e.Options.Dir, err)
 	}
 	st.Name, st.Mountpoint = e.Name, e.Options.Dir

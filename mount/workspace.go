@@ -72,6 +72,12 @@ func (s *State) prepareUpper(t *overlay.Tree) error {
 	if err := s.prepareDirs(t); err != nil {
 		return fmt.Errorf("workspace %s: %w", s.Name, err)
 	}
+	if s.Engine != Kernel {
+		return nil // the union does it
+	}
+	if err := (overlay.Upper{Dir: s.Upper()}).Probe(s.workDir()); err != nil {
+		return fmt.Errorf("workspace %s: %w", s.Name, err)
+	}
 	return nil
 }
 
@@ -85,7 +91,7 @@ func (s *State) lockUpper() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("%w: another process is mounting %s", ErrWorkspace, s.Name)
+			return fmt.Errorf("%w: another process is mounting %s, or reads its changes", ErrWorkspace, s.Name)
 		}
 		return fmt.Errorf("workspace %s: lock %s: %w", s.Name, f.Name(), err)
 	}
@@ -244,9 +250,46 @@ func (s *State) end() error {
 	if !s.Kept {
 		return s.remove()
 	}
+	s.clear()
+	return s.save()
+}
+
+// tidy takes back what s says of a mount that is over, if it is over and nobody is
+// about to mount it again.
+func (s *State) tidy() {
+	if !s.Kept {
+		_ = s.remove() // who it belongs to may do it at the same time
+		return
+	}
+	if s.isClear() {
+		return
+	}
+	lock, err := os.Open(s.workDir())
+	if err != nil {
+		return
+	}
+	defer func() { _ = lock.Close() }()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return
+	}
+	now, err := Load(s.Options.Root, s.Name)
+	if err != nil || now.Server != s.Server || now.Holder != s.Holder || now.Server.Alive() || now.Holder.Alive() {
+		return
+	}
+	now.clear()
+	_ = now.save()
+}
+
+// clear takes back what a record says of a mount, and isClear tells whether there is
+// anything.
+func (s *State) clear() {
 	s.clearKernel()
 	s.Server, s.Holder = Process{}, Process{}
-	return s.save()
+}
+
+func (s *State) isClear() bool {
+	return s.Server == Process{} && s.Holder == Process{} && s.ServedBy == "" &&
+		!slices.ContainsFunc(s.Layers, func(l LayerState) bool { return l.Direct })
 }
 
 // forget takes back what a mount called name that failed has left.

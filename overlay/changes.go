@@ -9,7 +9,9 @@ import (
 	"maps"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -262,6 +264,11 @@ func (w *changeWalk) link(id inode, path string) string {
 // content makes c readable: its data is in the upper, or, after a metadata only
 // copy-up, in the lower tree.
 func (w *changeWalk) content(p *place, e *upperEntry, c *Change, source index.NID) error {
+	if !e.metacopy && w.upper.Data != "" {
+		path, size := filepath.Join(w.upper.Data, strconv.FormatUint(e.stat.Ino, 10)), e.stat.Size
+		c.open = func(context.Context) (io.ReadCloser, error) { return openFrozen(path, size) }
+		return nil
+	}
 	if !e.metacopy {
 		c.open = func(context.Context) (io.ReadCloser, error) { return e.openIn(p.upper, unix.O_RDONLY) }
 		return nil

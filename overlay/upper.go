@@ -33,6 +33,10 @@ type Upper struct {
 	// UserXattr says that overlayfs's xattrs are in user.overlay.*, as without
 	// privileges, not in trusted.overlay.*.
 	UserXattr bool
+	// Data, if it is not empty, says that the regular files in Dir are stubs without
+	// data. What they would have is in this directory, in files called by the stubs'
+	// inode numbers; each may be replaced at any time by a copy of it.
+	Data string
 }
 
 func (u Upper) prefix() string {

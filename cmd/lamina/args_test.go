@@ -93,6 +93,38 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// TestNoNames: names and platforms that are none make no sense either; those of
+// nothing that is there do.
+func TestNoNames(t *testing.T) {
+	newRoot(t)
+	img, dir := layout(t, "", []tar.Header{{Name: "f", Typeflag: tar.TypeReg}}), t.TempDir()
+	for _, c := range []struct {
+		line []string
+		want int
+	}{
+		{[]string{"ls", "BAD NAME"}, 2},
+		{[]string{"ls", "Nginx"}, 2},
+		{[]string{"ls", "oci:"}, 2},
+		{[]string{"inspect", "Nginx"}, 2},
+		{[]string{"pull", "Nginx"}, 2},
+		{[]string{"rmi", "Nginx"}, 2},
+		{[]string{"tag", "nginx", "Nginx"}, 2},
+		{[]string{"mount", "Nginx", dir}, 2},
+		{[]string{"ls", "--platform", "foo/bar/baz/x", img}, 2},
+		{[]string{"inspect", "--platform", "foo", img}, 2},
+		{[]string{"pull", "--platform", "foo/bar/baz/x", "nginx"}, 2},
+		{[]string{"mount", "--platform", "foo/bar/baz/x", img, dir}, 2},
+		{[]string{"ls", "oci:/nonexistent"}, 1},
+		{[]string{"ls", "--platform", "linux/mips", img}, 1},
+		{[]string{"ls", "--pull", "never", "nginx"}, 1},
+		{[]string{"ls", img}, 0},
+	} {
+		if code := run(t.Context(), append([]string{"lamina"}, c.line...)); code != c.want {
+			t.Errorf("%q: exit status %d, want %d", c.line, code, c.want)
+		}
+	}
+}
+
 // TestHelp: help is a word that docker's users try.
 func TestHelp(t *testing.T) {
 	newRoot(t)

@@ -68,7 +68,10 @@ func runCommit(c *cli.Context) error {
 		o.Edit.Created = o.Latest
 	}
 	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, w *mount.Workspace) error {
-		o.Base, o.Lower, o.Upper, o.Since = w.Image, w.Lower.Overlay(), w.Upper, w.Since()
+		if err := w.Freeze(e); err != nil {
+			return err
+		}
+		o.Base, o.Lower, o.Upper, o.Since, o.Frozen = w.Image, w.Lower.Overlay(), w.Upper, w.Since(), w.Frozen
 		r, err := commit.Commit(c.Context, s.Images, o)
 		if err != nil {
 			return err

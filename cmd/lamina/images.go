@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -193,8 +192,9 @@ func runInspect(c *cli.Context) error {
 func templateFuncs() template.FuncMap {
 	return template.FuncMap{
 		"json": func(v any) (string, error) {
-			b, err := json.Marshal(v)
-			return string(b), err
+			var b strings.Builder
+			err := encodeJSON(&b, "", v)
+			return strings.TrimSuffix(b.String(), "\n"), err
 		},
 		"split": strings.Split, "join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper,
 		"pad": func(s string, before, after int) string {

@@ -175,6 +175,9 @@ func dfCommand() *cli.Command {
 			if err != nil {
 				return err
 			}
+			if m.Images, err = mountedImages(r); err != nil {
+				return err
+			}
 			return withStore(c, func(s *store.Store) error {
 				u, err := s.Usage(c.Context, m)
 				if err != nil {
@@ -226,13 +229,11 @@ func checkCommand() *cli.Command {
 
 func runCheck(c *cli.Context) error {
 	return withStore(c, func(s *store.Store) error {
-		problems, err := s.Check(c.Context, c.Bool("repair"))
-		if err != nil {
-			return err
-		}
+		// What was found, and dropped, is told of also if something could not be checked.
+		problems, failed := s.Check(c.Context, c.Bool("repair"))
 		if c.Bool("json") {
 			if err := printJSON(c.App.Writer, problems); err != nil {
-				return err
+				return errors.Join(failed, err)
 			}
 		}
 		left := 0
@@ -252,7 +253,10 @@ func runCheck(c *cli.Context) error {
 			}
 		}
 		if left > 0 {
-			return fmt.Errorf("check: %d of %d problems are left", left, len(problems))
+			failed = errors.Join(failed, fmt.Errorf("check: %d of %d problems are left", left, len(problems)))
+		}
+		if failed != nil {
+			return failed
 		}
 		if len(problems) == 0 && !c.Bool("json") && !c.Bool("quiet") {
 			_, _ = fmt.Fprintln(c.App.Writer, "everything is as it should be")

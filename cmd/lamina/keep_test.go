@@ -97,6 +97,18 @@ func TestTemplateFuncs(t *testing.T) {
 	}
 }
 
+// TestPlainJSON: what only a web page takes for markup is printed as it is.
+func TestPlainJSON(t *testing.T) {
+	newRoot(t)
+	const by = "RUN a && b <c >d"
+	img := layout(t, by, []tar.Header{{Name: "f", Typeflag: tar.TypeReg}})
+	for _, line := range [][]string{{"inspect"}, {"inspect", "--format", "{{json .History}}"}, {"history", "--json"}} {
+		if got := mustLamina(t, append(line, img)...); !strings.Contains(got, `"`+by+`"`) || strings.HasSuffix(got, "\n\n") {
+			t.Errorf("%s: %s", line, got)
+		}
+	}
+}
+
 // TestEmptyJSON: lists are arrays, with nothing in them too.
 func TestEmptyJSON(t *testing.T) {
 	newRoot(t)

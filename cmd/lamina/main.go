@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/laminafs/lamina/image"
 )
 
 // version is set by the linker for releases.
@@ -42,6 +44,10 @@ func run(ctx context.Context, args []string) int {
 	var usage *usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintf(os.Stderr, "Try 'lamina %s--help'.\n", usage.command)
+		return 2
+	}
+	// These say themselves what to write, and no help would say more.
+	if errors.Is(err, image.ErrName) || errors.Is(err, image.ErrBadPlatform) {
 		return 2
 	}
 	return 1

@@ -21,7 +21,7 @@ func mountCommand() *cli.Command {
 		ArgsUsage: "IMAGE DIR",
 		Description: `IMAGE is a name as docker knows it (nginx:1.27, host:port/repo:tag,
 repo@sha256:...), or something local: oci:DIR[:TAG], oci-archive:FILE[:TAG],
-docker-archive:FILE[:REF].
+docker-archive:FILE[:REF]. A colon in DIR or FILE is written \:.
 
 The command returns when the tree can be used; a server goes on in the
 background until 'lamina umount DIR'.`,
@@ -136,7 +136,7 @@ func umountCommand() *cli.Command {
 					return err
 				}
 				for _, m := range all {
-					if m.Status != mount.Unmounted {
+					if m.Status != mount.Unmounted && m.Status != mount.Detached {
 						targets = append(targets, m.Name)
 					}
 				}

@@ -16,9 +16,14 @@ import (
 )
 
 // printJSON writes v as indented JSON.
-func printJSON(w io.Writer, v any) error {
+func printJSON(w io.Writer, v any) error { return encodeJSON(w, "  ", v) }
+
+// encodeJSON writes v as JSON and a line break. It is for terminals and files: what
+// only a web page takes for markup stays, as the && in an image's commands.
+func encodeJSON(w io.Writer, indent string, v any) error {
 	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	e.SetIndent("", indent)
 	return e.Encode(v)
 }
 

@@ -37,7 +37,7 @@ func cacheLimitFlag() cli.Flag {
 // networkFlags are those of every command that may ask a registry.
 func networkFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.IntFlag{Name: "parallel", DefaultText: "16", Usage: "have at most `N` requests in flight"},
+		&cli.IntFlag{Name: "parallel", DefaultText: "32", Usage: "have at most `N` requests in flight"},
 		&cli.BoolFlag{Name: "plain-http", Usage: "speak HTTP to the registry (loopback needs no telling)"},
 		&cli.BoolFlag{Name: "insecure", Usage: "do not verify the registry's TLS certificate"},
 		&cli.StringSliceFlag{Name: "hosts-dir", Usage: "look for mirrors and certificates in `DIR`/<host>/hosts.toml"},
@@ -148,13 +148,28 @@ func withTreeOf(c *cli.Context, name string, index store.IndexPolicy, f func(*st
 	})
 }
 
-// mounted returns what the mounts of the store at root use.
+// mountedImages returns the digests of images that are mounted now.
+func mountedImages(root string) (map[digest.Digest]bool, error) {
+	all, err := mount.List(root)
+	m := map[digest.Digest]bool{}
+	for _, e := range all {
+		if e.Status != mount.Unmounted {
+			m[e.Digest] = true
+		}
+	}
+	return m, err
+}
+
+// mounted returns what the mounts and workspaces of the store at root use.
 func mounted(root string) (store.Mounted, error) {
 	m := store.Mounted{Images: map[digest.Digest]bool{}, Blobs: map[digest.Digest]bool{}, Keys: map[string]bool{}, Chains: map[string]bool{}}
-	all, err := mount.List(root)
+	all, err := mount.InUse(root)
 	for _, e := range all {
 		m.Images[e.Digest] = true
-		if last, err := e.Committed(); err == nil && last != nil {
+		switch last, err := e.Committed(); {
+		case err != nil:
+			return m, err
+		case last != nil:
 			m.Images[last.Digest] = true // what is written goes on top of it
 		}
 		m.Chains[e.Chain] = true

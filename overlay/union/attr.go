@@ -26,7 +26,7 @@ func (u *Union) Attr(id ID, a *Attr) error {
 
 // attr is Attr of a node, with names locked for reading at least.
 func (u *Union) attr(n *node, a *Attr) error {
-	if n.dead {
+	if n.dead && n.held == 0 {
 		*a = *n.last
 		return nil
 	}
@@ -36,10 +36,13 @@ func (u *Union) attr(n *node, a *Attr) error {
 		return err
 	}
 	defer w.close()
-	if err := unix.Fstatat(w.fd, w.path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := u.lstat(w.fd, w.path, &st); err != nil {
 		return err
 	}
 	u.fill(n, &st, a)
+	if n.dead {
+		a.Nlink = 0
+	}
 	return nil
 }
 
@@ -105,8 +108,16 @@ type Change struct {
 	UID, GID     *uint32
 	Size         *int64
 	Atime, Mtime *unix.Timespec // Nsec may be UTIME_NOW
-	// DropSetID says that who changes the size may not keep set-id bits.
-	DropSetID bool
+	// Chown says that it is chown(2), even if neither UID nor GID changes: of a
+	// file that is no directory that takes the set-id bits.
+	Chown bool
+	// Empty says that nothing is to change: of what is no regular file that is Chown.
+	Empty bool
+	// Owns tells whether who calls may change files of uid as their owner may. It is
+	// asked where the kernel has not seen that something changes.
+	Owns func(uid uint32) bool
+	// By, unless nil, is who changes the size or owners, and loses set-id bits by it.
+	By Caller
 }
 
 func timeOr(t *unix.Timespec) unix.Timespec {
@@ -155,8 +166,8 @@ func (u *Union) set(n *node, c *Change) error {
 		return err
 	}
 	defer w.close()
-	if c.UID != nil || c.GID != nil {
-		if err := unix.Fchownat(w.fd, w.path, idOr(c.UID), idOr(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if c.Chown || c.Empty && n.typ != unix.S_IFREG {
+		if err := c.chown(w); err != nil {
 			return err
 		}
 	}
@@ -175,31 +186,89 @@ func (u *Union) set(n *node, c *Change) error {
 	return nil
 }
 
+// chown is chown(2) of what w leads to, with what it does to set-id bits: some the
+// filesystem does not take away, as it is not the caller whom it sees.
+func (c *Change) chown(w where) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(w.fd, w.path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	drop := uint32(0)
+	if typ := st.Mode & unix.S_IFMT; typ != unix.S_IFDIR && typ != unix.S_IFLNK {
+		drop = dropped(&st, c.By)
+	}
+	// Of chown(2) of neither the kernel has not seen that it changes something.
+	if drop != 0 && c.UID == nil && c.GID == nil && !c.Owns(st.Uid) {
+		return unix.EPERM
+	}
+	if err := unix.Fchownat(w.fd, w.path, idOr(c.UID), idOr(c.GID), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if drop&unix.S_ISGID == 0 || st.Mode&unix.S_IXGRP != 0 {
+		return nil
+	}
+	return unix.Fchmodat(w.fd, w.path, st.Mode&^drop&0o7777, 0)
+}
+
+// dropped returns the set-id bits that a file which st describes loses when by changes
+// it: set-group-ID means something else where the group may not execute, and members
+// of the group may keep it then.
+func dropped(st *unix.Stat_t, by Caller) uint32 {
+	drop := st.Mode & unix.S_ISUID
+	if st.Mode&unix.S_ISGID == 0 || by == nil {
+		return drop
+	}
+	if st.Mode&unix.S_IXGRP != 0 {
+		return drop | unix.S_ISGID
+	}
+	if privileged, member := by(st.Gid); !privileged && !member {
+		drop |= unix.S_ISGID
+	}
+	return drop
+}
+
 func (u *Union) truncate(n *node, c *Change) error {
 	f, err := u.file(n)
 	if err != nil {
 		return err
 	}
 	defer u.files.release(f)
-	if c.DropSetID {
-		if err := dropSetID(f.fd); err != nil {
-			return err
-		}
+	u.preserve(n)
+	if err := dropSetID(f.fd, c.By); err != nil {
+		return err
 	}
-	return unix.Ftruncate(f.fd, *c.Size)
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return err
+	}
+	if err := unix.Ftruncate(f.fd, *c.Size); err != nil || c.Mtime != nil {
+		return err
+	}
+	// Who did not say when it was does not take it for a change.
+	return setMtime(f.fd, st.Mtim)
 }
 
-// dropSetID takes from a file what it may not keep when somebody without
-// privileges has changed its data.
-func dropSetID(fd int) error {
+// Caller says of who changes the data of a file of the group gid whether it may
+// leave set-id bits on it (CAP_FSETID), and whether it is in that group.
+type Caller func(gid uint32) (privileged, member bool)
+
+// dropSetID takes from a file the set-id bits that it may not keep when by changes
+// its data; nil is somebody who may.
+func dropSetID(fd int, by Caller) error {
+	if by == nil {
+		return nil
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	drop := st.Mode & unix.S_ISUID
-	if st.Mode&unix.S_IXGRP != 0 {
-		drop |= st.Mode & unix.S_ISGID
+	if st.Mode&(unix.S_ISUID|unix.S_ISGID) == 0 {
+		return nil
 	}
+	if privileged, _ := by(st.Gid); privileged {
+		return nil
+	}
+	drop := dropped(&st, by)
 	if drop == 0 {
 		return nil
 	}

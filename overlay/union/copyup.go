@@ -32,13 +32,46 @@ func (u *Union) raise(ctx context.Context, id ID, size int64) (*node, error) {
 			return nil, err
 		}
 	}
-	if n.dead {
-		return nil, errStale
+	if n.isDir() {
+		return n, u.raiseDead(n)
 	}
 	if size != noData && n.meta.Load() {
 		return n, u.copyData(ctx, n, size)
 	}
 	return n, nil
+}
+
+// raiseDead makes n, if it is a directory of the lower tree that was removed, one that
+// can be changed: it has attributes for as long as somebody has it open.
+func (u *Union) raiseDead(n *node) error {
+	lost := func() bool { return n.isDir() && n.dead && n.held == 0 }
+	u.names.RLock()
+	needed := lost()
+	u.names.RUnlock()
+	if !needed {
+		return nil
+	}
+	u.names.Lock()
+	defer u.names.Unlock()
+	if !lost() {
+		return nil
+	}
+	var a index.Attr
+	if err := u.lower.Attr(n.lower, &a); err != nil {
+		return err
+	}
+	tmp := u.temp()
+	if err := unix.Mkdirat(u.work, tmp, 0o700); err != nil {
+		return err
+	}
+	err := u.copyAttr(n, tmp, &a)
+	if err == nil {
+		n.held, err = unix.Openat(u.work, tmp, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		n.held = 0
+	}
+	return errors.Join(err, unix.Unlinkat(u.work, tmp, unix.AT_REMOVEDIR))
 }
 
 // copyUp copies a file of the lower tree up.
@@ -64,6 +97,9 @@ func (u *Union) copyUp(ctx context.Context, id ID, size int64) (*node, error) {
 		return nil, err
 	}
 	tmp := u.temp()
+	if len(names) > 1 {
+		tmp = namesPrefix + tmp
+	}
 	n := &node{id: id, typ: a.Mode & unix.S_IFMT, lower: nid}
 	if err := u.copyFile(ctx, n, tmp, &a, size, len(names) > 1); err != nil {
 		u.discard(tmp)
@@ -125,6 +161,9 @@ func (u *Union) copyRegular(ctx context.Context, n *node, tmp string, a *index.A
 	if size <= 0 {
 		return nil
 	}
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return err
+	}
 	if err := u.copyExtents(ctx, n.lower, fd, size); err != nil {
 		return err
 	}
@@ -133,9 +172,6 @@ func (u *Union) copyRegular(ctx context.Context, n *node, tmp string, a *index.A
 
 // copyExtents copies the first size bytes of a lower file, but for its holes.
 func (u *Union) copyExtents(ctx context.Context, nid index.NID, fd int, size int64) error {
-	if err := unix.Ftruncate(fd, size); err != nil {
-		return err
-	}
 	var extents []index.Extent
 	err := u.lower.Extents(nid, 0, size, func(e index.Extent) bool {
 		extents = append(extents, e)
@@ -238,21 +274,21 @@ func (u *Union) copyData(ctx context.Context, n *node, size int64) error {
 		return err
 	}
 	if size = min(size, st.Size); size > 0 {
-		if err := u.copyExtents(ctx, n.lower, f.fd, size); err != nil {
-			// The whole size is what shows that nothing was cut.
-			return errors.Join(err, unix.Ftruncate(f.fd, st.Size))
-		}
-		if err := setMtime(f.fd, st.Mtim); err != nil {
+		// The size stays, and with it what shows of the file, until all is there.
+		if err := keeping(f, func() error { return u.copyExtents(ctx, n.lower, f.fd, size) }); err != nil {
 			return err
 		}
 		if err := unix.Fsync(f.fd); err != nil {
 			return err
 		}
 	}
-	for _, mark := range []string{overlay.MarkMetacopy, overlay.MarkRedirect} {
-		if err := unix.Fremovexattr(f.fd, u.upper.Xattr(mark)); err != nil && err != unix.ENODATA {
-			return err
-		}
+	if size < st.Size {
+		err = u.cutOff(n, f, size)
+	} else {
+		err = u.unmark(f.fd)
+	}
+	if err != nil {
+		return err
 	}
 	n.meta.Store(false)
 	return nil
@@ -314,15 +350,24 @@ func (u *Union) install(n *node, tmp string, names []index.Link) error {
 			at = append(at, place{d, l.Name})
 		}
 	}
+	if len(names) > 1 {
+		if err := unix.Lsetxattr(xpath(u.work, tmp), u.upper.Xattr(markAll), nil, 0); err != nil {
+			return err
+		}
+	}
 	if err := u.installAt(n, tmp, at); err != nil {
 		return err
 	}
-	u.replaceGone(n)
 	if len(at) == 0 {
 		n.orphan = true
 		at = []place{{}}
 	}
-	u.add(n, at[0])
+	u.table.Lock()
+	defer u.table.Unlock()
+	if gone := u.nodes[n.id]; gone != nil { // it was unlinked before it was copied up
+		n.lookups = gone.lookups
+	}
+	u.addLocked(n, at[0])
 	return nil
 }
 
@@ -331,11 +376,6 @@ func (u *Union) install(n *node, tmp string, names []index.Link) error {
 func (u *Union) installAt(n *node, tmp string, at []place) error {
 	if len(at) == 0 {
 		return unix.Renameat(u.work, tmp, u.work, orphanName(n.ino))
-	}
-	if len(at) > 1 {
-		if err := unix.Lsetxattr(xpath(u.work, tmp), u.upper.Xattr(markAll), nil, 0); err != nil {
-			return err
-		}
 	}
 	for i, p := range at {
 		w, err := u.findIn(p.dir, p.name)
@@ -353,20 +393,10 @@ func (u *Union) installAt(n *node, tmp string, at []place) error {
 		}
 		w.close()
 		if err != nil {
-			return err
+			return errors.Join(err, u.takeBack(at[:i]))
 		}
 	}
 	return nil
-}
-
-// replaceGone makes n the node of a file that was unlinked before it was copied up.
-func (u *Union) replaceGone(n *node) {
-	u.table.Lock()
-	defer u.table.Unlock()
-	if gone := u.nodes[n.id]; gone != nil {
-		n.lookups = gone.lookups
-		delete(u.nodes, n.id)
-	}
 }
 
 // isLive says that name in d is still that of the lower tree.

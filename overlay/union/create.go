@@ -240,12 +240,15 @@ func (u *Union) correct(w where, f *New, mode uint32, owned, acl bool) error {
 			return err
 		}
 	}
-	if f.Mode&unix.S_IFMT == unix.S_IFLNK || acl {
+	if f.Mode&unix.S_IFMT == unix.S_IFLNK {
 		return nil
 	}
 	want := mode
 	if f.isDir() {
 		want |= st.Mode & unix.S_ISGID // from the directory
+	}
+	if acl {
+		want = st.Mode & 0o7777 // which the list has a part in
 	}
 	if st.Mode&0o7777 == want && (owned || want&(unix.S_ISUID|unix.S_ISGID) == 0) {
 		return nil

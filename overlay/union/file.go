@@ -178,23 +178,25 @@ func writeFull(fd int, p []byte, off int64) (done int, err error) {
 	return done, nil
 }
 
-// writable returns the open upper file of id with all its data, for
-// u.files.release.
+// writable returns the open upper file of id with all its data, which is about to
+// be changed, for u.files.release.
 func (u *Union) writable(ctx context.Context, id ID) (*file, error) {
 	n, err := u.raise(ctx, id, allData)
 	if err != nil {
 		return nil, err
 	}
+	u.preserve(n)
 	return u.file(n)
 }
 
 // WriteFlags say what else a write does.
 type WriteFlags struct {
-	// DropSetID takes from the file what somebody without privileges may not leave.
-	DropSetID bool
-	// KeepTime leaves the time of change as it is: who kept what is written knows
-	// when it changed, and sets it by itself.
-	KeepTime bool
+	// By, unless nil, is who writes, and loses set-id bits by it.
+	By Caller
+	// Late says that who wrote did so before, and the kernel has kept it until now.
+	// The time of change and the capabilities, which a write takes from a file, stay
+	// as they are: the kernel has seen to them then.
+	Late bool
 }
 
 // Write writes p to the regular file id at off and returns how much it wrote, which
@@ -207,25 +209,51 @@ func (u *Union) Write(ctx context.Context, id ID, p []byte, off int64, flags Wri
 		return 0, err
 	}
 	defer u.files.release(f)
-	if flags.DropSetID {
-		if err := dropSetID(f.fd); err != nil {
-			return 0, err
-		}
+	if err := dropSetID(f.fd, flags.By); err != nil {
+		return 0, err
 	}
-	var st unix.Stat_t
-	if flags.KeepTime {
-		if err := unix.Fstat(f.fd, &st); err != nil {
-			return 0, err
-		}
+	if flags.Late {
+		var n int
+		err := keeping(f, func() (err error) {
+			n, err = writeFull(f.fd, p, off)
+			return err
+		})
+		return n, err
 	}
 	n, err := writeFull(f.fd, p, off)
-	if flags.KeepTime {
-		err = errors.Join(err, setMtime(f.fd, st.Mtim))
-	}
 	if n > 0 {
 		return n, nil // as write(2): the error comes with the next one
 	}
 	return n, err
+}
+
+// capability is the xattr with a file's capabilities.
+const capability = "security.capability"
+
+// keeping does what changes the data of f, but neither its time of change nor its
+// capabilities.
+func keeping(f *file, do func() error) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return err
+	}
+	var caps []byte
+	if f.n.caps.Load() != capsNone {
+		b := make([]byte, 64)
+		switch n, err := unix.Fgetxattr(f.fd, capability, b); err {
+		case nil:
+			caps = b[:n]
+		case unix.ENODATA, unix.ENOTSUP:
+			f.n.caps.CompareAndSwap(capsUnknown, capsNone)
+		default:
+			return err
+		}
+	}
+	err := do()
+	if caps != nil {
+		err = errors.Join(err, unix.Fsetxattr(f.fd, capability, caps, 0))
+	}
+	return errors.Join(err, setMtime(f.fd, st.Mtim))
 }
 
 // setMtime is futimens(2), which leaves the time of access as it is.
@@ -237,8 +265,8 @@ func setMtime(fd int, t unix.Timespec) error {
 	return nil
 }
 
-// Allocate is fallocate(2) of id.
-func (u *Union) Allocate(ctx context.Context, id ID, mode uint32, off, size int64) error {
+// Allocate is fallocate(2) of id, for by.
+func (u *Union) Allocate(ctx context.Context, id ID, mode uint32, off, size int64, by Caller) error {
 	u.frozen.RLock()
 	defer u.frozen.RUnlock()
 	f, err := u.writable(ctx, id)
@@ -246,42 +274,54 @@ func (u *Union) Allocate(ctx context.Context, id ID, mode uint32, off, size int6
 		return err
 	}
 	defer u.files.release(f)
+	if err := dropSetID(f.fd, by); err != nil {
+		return err
+	}
 	return unix.Fallocate(f.fd, mode, off, size)
 }
 
-// CopyRange is copy_file_range(2) from the regular file from to the file to.
-func (u *Union) CopyRange(ctx context.Context, from ID, fromOff int64, to ID, toOff int64, size int) (int, error) {
+// Range is a part of a regular file, from Off on.
+type Range struct {
+	ID  ID
+	Off int64
+}
+
+// CopyRange is copy_file_range(2), for by.
+func (u *Union) CopyRange(ctx context.Context, from, to Range, size int, by Caller) (int, error) {
 	u.frozen.RLock()
 	defer u.frozen.RUnlock()
-	dst, err := u.writable(ctx, to)
+	dst, err := u.writable(ctx, to.ID)
 	if err != nil {
 		return 0, err
 	}
 	defer u.files.release(dst)
-	n, err := u.get(from)
+	if err := dropSetID(dst.fd, by); err != nil {
+		return 0, err
+	}
+	n, err := u.get(from.ID)
 	if err != nil {
 		return 0, err
 	}
 	if n == nil || n.isLower() || n.meta.Load() {
-		return u.copyLower(ctx, from, fromOff, dst.fd, toOff, size)
+		return u.copyLower(ctx, from, dst.fd, to.Off, size)
 	}
 	src, err := u.file(n)
 	if err != nil {
 		return 0, err
 	}
 	defer u.files.release(src)
-	return unix.CopyFileRange(src.fd, &fromOff, dst.fd, &toOff, size, 0)
+	return unix.CopyFileRange(src.fd, &from.Off, dst.fd, &to.Off, size, 0)
 }
 
 // copyLower is CopyRange of what the lower tree has; as copy_file_range(2) it may
 // copy less than it was asked for.
-func (u *Union) copyLower(ctx context.Context, from ID, fromOff int64, fd int, toOff int64, size int) (int, error) {
+func (u *Union) copyLower(ctx context.Context, from Range, fd int, off int64, size int) (int, error) {
 	p := make([]byte, min(size, copyStep))
-	n, err := u.Read(ctx, from, p, fromOff)
+	n, err := u.Read(ctx, from.ID, p, from.Off)
 	if err != nil {
 		return 0, err
 	}
-	return writeFull(fd, p[:n], toOff)
+	return writeFull(fd, p[:n], off)
 }
 
 // Sync writes what id has in the upper directory to the disk; with data alone what

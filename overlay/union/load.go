@@ -111,10 +111,15 @@ func (u *Union) loadOrphans() error {
 
 func (u *Union) loadOrphan(ino uint64, w where) error {
 	u.table.Lock()
-	known := u.byIno[ino] != nil
+	known := u.byIno[ino]
 	u.table.Unlock()
-	if known {
-		return nil // it has another name
+	if known != nil {
+		// It has another name. If it was found by that, its server died on the way
+		// there or from there, and this one would count as a link.
+		if !known.orphan {
+			return unix.Unlinkat(w.fd, w.path, 0)
+		}
+		return nil
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(w.fd, w.path, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {

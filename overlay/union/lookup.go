@@ -26,6 +26,9 @@ type Attr struct {
 // known, until Forget. The error is index.ErrNotExist, as it is, if there is nothing;
 // "." and ".." are names as well.
 func (u *Union) Lookup(dir ID, name string, a *Attr) error {
+	if len(name) > nameMax {
+		return unix.ENAMETOOLONG
+	}
 	d, err := u.get(dir)
 	if err != nil {
 		return err
@@ -112,7 +115,7 @@ func (u *Union) child(d *node, name string, count bool) (c child, err error) {
 		return c, err
 	}
 	defer w.close()
-	err = unix.Fstatat(w.fd, w.path, &c.st, unix.AT_SYMLINK_NOFOLLOW)
+	err = u.lstat(w.fd, w.path, &c.st)
 	switch {
 	case err == unix.ENOENT:
 		if d.lower == 0 {
@@ -274,7 +277,7 @@ func (u *Union) identify(d *node, name string, w where, st *unix.Stat_t) (*node,
 				return nil, err
 			}
 			if n.lower == 0 {
-				return nil, fmt.Errorf("%w: %s has no data in the lower tree: %w", ErrUpper, w.path, unix.EIO)
+				return nil, fmt.Errorf("%w: %s has no data in the lower tree: %w", overlay.ErrUpper, w.path, unix.EIO)
 			}
 			n.meta.Store(true)
 		}

@@ -24,6 +24,8 @@ type node struct {
 	// meta: its data is still the lower file's. data is locked by who copies it up.
 	meta atomic.Bool
 	data sync.Mutex
+	// caps is capsNone of a file that is known to have no capabilities.
+	caps atomic.Int32
 
 	// What follows is guarded by names, and changes under table as well.
 
@@ -34,7 +36,8 @@ type node struct {
 	// counts as a link.
 	orphan bool
 	// dead: it is nowhere any more; last is what stat shows of it. A directory that
-	// the upper directory had is held open, so that no other file gets its number.
+	// the upper directory had is held open, so that no other file gets its number and
+	// it can be changed.
 	dead bool
 	last *Attr
 	held int
@@ -61,6 +64,12 @@ func (n *node) isDir() bool { return n.typ == unix.S_IFDIR }
 
 // isLower says that n is a lower file that was unlinked and never copied up.
 func (n *node) isLower() bool { return n.dead && n.ino == 0 && !n.isDir() }
+
+const (
+	capsUnknown int32 = iota
+	capsNone
+	capsSome
+)
 
 // aclState is whether a directory has a default ACL.
 type aclState = int32
@@ -209,8 +218,11 @@ func (u *Union) find(n *node) (where, error) {
 		return where{fd: u.top, path: "."}, nil
 	}
 	if n.at.dir == nil {
-		if n.orphan {
+		switch {
+		case n.orphan:
 			return where{fd: u.work, path: orphanName(n.ino)}, nil
+		case n.dead && n.held > 0:
+			return where{fd: n.held, path: "."}, nil
 		}
 		return where{}, errStale
 	}
@@ -279,7 +291,7 @@ func (u *Union) findIn(d *node, name string) (where, error) {
 }
 
 // temp is a name in ownDir that nobody has.
-func (u *Union) temp() string { return "t" + strconv.FormatUint(u.serial.Add(1), 36) }
+func (u *Union) temp() string { return tempPrefix + strconv.FormatUint(u.serial.Add(1), 36) }
 
 // discard removes what is called name in ownDir, if there is something.
 func (u *Union) discard(name string) {

@@ -38,16 +38,8 @@ func (u *Union) whiteout(w where) error {
 func (u *Union) Unlink(ctx context.Context, dir ID, name string) error {
 	u.frozen.RLock()
 	defer u.frozen.RUnlock()
-	for {
-		linked, err := u.unlink(dir, name)
-		if err != nil || linked == 0 {
-			return err
-		}
-		// Of several names in the lower tree one can go when all are in the upper.
-		if _, err := u.raise(ctx, linked, noData); err != nil {
-			return err
-		}
-	}
+	// Of several names in the lower tree one can go when all are in the upper.
+	return u.untilRaised(ctx, func() (ID, error) { return u.unlink(dir, name) })
 }
 
 // unlink is Unlink, unless name is that of a lower file which has to be copied up
@@ -131,6 +123,7 @@ func (u *Union) letGo(n *node, here bool, links uint64, s slot) error {
 		n.orphan = true
 		return nil
 	case here:
+		_ = unix.Unlinkat(u.work, orphanName(n.ino), 0) // of a server that died before it unlinked
 		if err := unix.Linkat(s.w.fd, s.w.path, u.work, orphanName(n.ino), 0); err != nil {
 			return err
 		}

@@ -15,16 +15,22 @@ type Name struct {
 	Name string
 }
 
-// Rename is renameat2(2) with flags, of which it knows RENAME_NOREPLACE and
-// RENAME_EXCHANGE. What is replaced lives on until it is forgotten.
+// Rename is renameat2(2) with flags, of which it knows RENAME_NOREPLACE. What is
+// replaced lives on until it is forgotten.
 func (u *Union) Rename(ctx context.Context, from, to Name, flags uint32) error {
-	if flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+	if flags&^unix.RENAME_NOREPLACE != 0 {
 		return unix.EINVAL
 	}
 	u.frozen.RLock()
 	defer u.frozen.RUnlock()
+	return u.untilRaised(ctx, func() (ID, error) { return u.rename(from, to, flags) })
+}
+
+// untilRaised calls do for as long as it returns a lower file that has to be copied
+// up before.
+func (u *Union) untilRaised(ctx context.Context, do func() (ID, error)) error {
 	for {
-		lower, err := u.rename(from, to, flags)
+		lower, err := do()
 		if err != nil || lower == 0 {
 			return err
 		}
@@ -74,21 +80,15 @@ func (u *Union) rename(from, to Name, flags uint32) (ID, error) {
 		return 0, err
 	}
 	defer dst.slot.w.close()
-	exchange := flags&unix.RENAME_EXCHANGE != 0
 	switch {
-	case src.none || exchange && dst.none:
+	case src.none:
 		return 0, index.ErrNotExist
 	case flags&unix.RENAME_NOREPLACE != 0 && !dst.none:
 		return 0, unix.EEXIST
 	case src.c.n == nil:
 		return ID(src.c.nid), nil
-	case !dst.none && dst.c.n == nil && exchange:
-		return ID(dst.c.nid), nil
 	case dst.c.n != nil && dst.c.n == src.c.n:
 		return 0, nil // two links of one file
-	}
-	if exchange {
-		return 0, u.exchange(&src, &dst)
 	}
 	if !dst.none && dst.c.n == nil {
 		// A lower file with several names loses one only when all are copied up.
@@ -110,23 +110,6 @@ func (u *Union) travel(e, to *end) error {
 	}
 	if e.c.n.isDir() && e.c.n.lower == 0 && to.slot.covers {
 		return u.setOpaque(e.slot.w)
-	}
-	return nil
-}
-
-func (u *Union) exchange(a, b *end) error {
-	if err := errors.Join(u.travel(a, b), u.travel(b, a)); err != nil {
-		return err
-	}
-	if err := unix.Renameat2(a.slot.w.fd, a.slot.w.path, b.slot.w.fd, b.slot.w.path, unix.RENAME_EXCHANGE); err != nil {
-		return err
-	}
-	pa, pb := place{a.d, a.name}, place{b.d, b.name}
-	if a.c.n.at == pa {
-		u.move(a.c.n, pb)
-	}
-	if b.c.n.at == pb {
-		u.move(b.c.n, pa)
 	}
 	return nil
 }
@@ -219,6 +202,7 @@ func (u *Union) yield(dst *end, covered []string) (undo func(), err error) {
 		return undo, nil
 	}
 	name := orphanName(n.ino)
+	_ = unix.Unlinkat(u.work, name, 0) // of a server that died before it renamed
 	return func() { _ = unix.Unlinkat(u.work, name, 0) },
 		unix.Linkat(dst.slot.w.fd, dst.slot.w.path, u.work, name, 0)
 }

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,10 +20,6 @@ import (
 // ID names a file of a union, and is its inode number.
 type ID uint64
 
-// ErrUpper: the upper directory's filesystem lacks what a union needs, or the
-// directories do not fit together.
-var ErrUpper = errors.New("upper directory cannot be used")
-
 // errStale is for a file that is no more: overlayfs and NFS say the same.
 var errStale = unix.ESTALE
 
@@ -32,7 +29,9 @@ const (
 	// orphanDir, beneath it, has what was unlinked while it may be open, each by
 	// its inode number in hex.
 	orphanDir = "orphans"
-	nameMax   = 255
+	// tempPrefix begins the names of what is in the making there.
+	tempPrefix = "t-"
+	nameMax    = 255
 
 	defaultTimeout = 60 * time.Second
 )
@@ -43,18 +42,21 @@ type Union struct {
 	upper   overlay.Upper
 	base    ID
 	timeout time.Duration
-	top     int // descriptor of the upper directory
-	work    int // and of ownDir
+	top     int    // descriptor of the upper directory
+	work    int    // and of ownDir
+	own     string // its path
 	// touched has a bit for each nid that is not just what the lower tree says.
 	touched bitmap
 	names   sync.RWMutex
 	copying [64]sync.Mutex // by nid: one copy-up at a time
 	frozen  sync.RWMutex   // read-locked by whatever changes something
+	picture atomic.Pointer[Picture]
 	files   fileCache
 	serial  atomic.Uint64
 	links   linkTable
 	whites  whiteouts
-	loaded  bool // load has read everything; guarded by names
+	notes   []string // of the last exchanges; guarded by names
+	loaded  bool     // load has read everything; guarded by names
 	// whitened has the lower files at whiteouts that load has found.
 	whitened []index.NID
 
@@ -80,7 +82,7 @@ type Options struct {
 	Resume bool
 }
 
-// Open opens a union. ErrUpper: the filesystem of Upper cannot keep xattrs or make
+// Open opens a union. overlay.ErrFilesystem: that of Upper cannot keep xattrs or make
 // whiteouts, or Work is on another one.
 func Open(o Options) (*Union, error) {
 	u := &Union{
@@ -103,6 +105,10 @@ func (u *Union) open(o Options) (err error) {
 		return err
 	}
 	own := filepath.Join(o.Work, ownDir)
+	u.own = own
+	if err := errors.Join(u.finishCuts(own), u.takeBackAll(own)); err != nil {
+		return err
+	}
 	if !o.Resume {
 		if err := os.RemoveAll(own); err != nil {
 			return err
@@ -115,7 +121,10 @@ func (u *Union) open(o Options) (err error) {
 		return err
 	}
 	u.files.init()
-	if err := u.probe(); err != nil {
+	if err := u.sweepTemps(); err != nil {
+		return err
+	}
+	if err := o.Upper.Probe(own); err != nil {
 		return err
 	}
 	var st unix.Stat_t
@@ -132,35 +141,51 @@ func (u *Union) open(o Options) (err error) {
 	return nil
 }
 
-// probe tries what the filesystem must be able to do.
-func (u *Union) probe() error {
-	var a, b unix.Stat_t
-	if err := errors.Join(unix.Fstat(u.top, &a), unix.Fstat(u.work, &b)); err != nil {
-		return err
-	}
-	if a.Dev != b.Dev {
-		return fmt.Errorf("%w: the work directory is on another filesystem", ErrUpper)
-	}
-	tmp := u.temp()
-	defer u.discard(tmp)
-	if err := unix.Mknodat(u.work, tmp, unix.S_IFREG|0o600, 0); err != nil {
-		return fmt.Errorf("%w: make a file: %w", ErrUpper, err)
-	}
-	if err := unix.Setxattr(xpath(u.work, tmp), u.upper.Xattr(overlay.MarkOrigin), []byte("probe"), 0); err != nil {
-		return fmt.Errorf("%w: its filesystem does not keep the xattrs of overlayfs: %w", ErrUpper, err)
-	}
-	to := u.temp()
-	defer u.discard(to)
-	if err := unix.Renameat2(u.work, tmp, u.work, to, unix.RENAME_WHITEOUT); err != nil {
-		return fmt.Errorf("%w: its filesystem does not make whiteouts: %w", ErrUpper, err)
+// sweepTemps removes what an earlier process had in the making: their names are given
+// again.
+func (u *Union) sweepTemps() error {
+	for _, dir := range []string{".", plainDir} {
+		if err := u.sweepTempsIn(dir); err != nil {
+			return err
+		}
 	}
 	return nil
 }
+
+func (u *Union) sweepTempsIn(dir string) error {
+	fd, err := unix.Openat(u.work, dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	own := os.NewFile(uintptr(fd), dir)
+	defer func() { _ = own.Close() }()
+	names, err := own.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, tempPrefix) {
+			if err := u.removeTemp(dir + "/" + name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// removeTemp removes what is called name in ownDir and all that is in it.
+func (u *Union) removeTemp(name string) error { return os.RemoveAll(xpath(u.work, name)) }
 
 // Close closes what the union has open. No method may be running, or called later.
 func (u *Union) Close() error {
 	u.files.closeAll()
 	var errs []error
+	if p := u.picture.Load(); p != nil {
+		errs = append(errs, p.drop())
+	}
 	for _, fd := range []int{u.top, u.work} {
 		if fd >= 0 {
 			errs = append(errs, unix.Close(fd))

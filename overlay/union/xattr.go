@@ -47,7 +47,7 @@ func (u *Union) Xattr(id ID, name string, p []byte) (int, error) {
 		return 0, err
 	}
 	if n == nil || n.isLower() {
-		value, err := u.lower.Xattr(u.nid(id), name)
+		value, err := u.lowerXattr(u.nid(id), name)
 		if err != nil {
 			return 0, err
 		}
@@ -56,6 +56,9 @@ func (u *Union) Xattr(id ID, name string, p []byte) (int, error) {
 		}
 		copy(p, value)
 		return len(value), nil
+	}
+	if err := u.raiseDead(n); err != nil {
+		return 0, err
 	}
 	u.names.RLock()
 	defer u.names.RUnlock()
@@ -70,6 +73,24 @@ func (u *Union) Xattr(id ID, name string, p []byte) (int, error) {
 	return unix.Lgetxattr(w.x(), u.escape(name), p)
 }
 
+// lowerXattr is Xattr of the lower tree, which says of names that no filesystem has
+// what others do.
+func (u *Union) lowerXattr(nid index.NID, name string) ([]byte, error) {
+	value, err := u.lower.Xattr(nid, name)
+	if err == index.ErrNoXattr && name != aclAccess && name != aclDefault {
+		prefix, rest, _ := strings.Cut(name, ".")
+		switch prefix {
+		case "user", "trusted", "security":
+			if rest == "" {
+				return nil, unix.EINVAL
+			}
+		default:
+			return nil, unix.EOPNOTSUPP
+		}
+	}
+	return value, err
+}
+
 // Xattrs calls fn with the name of each xattr of id until it returns false.
 func (u *Union) Xattrs(id ID, fn func(name []byte) bool) error {
 	n, err := u.get(id)
@@ -78,6 +99,9 @@ func (u *Union) Xattrs(id ID, fn func(name []byte) bool) error {
 	}
 	if n == nil || n.isLower() {
 		return u.lower.Xattrs(u.nid(id), func(name string, _ []byte) bool { return fn([]byte(name)) })
+	}
+	if err := u.raiseDead(n); err != nil {
+		return err
 	}
 	names, err := u.upperXattrs(n)
 	if err != nil {
@@ -107,11 +131,12 @@ func (u *Union) upperXattrs(n *node) ([]byte, error) {
 	return list[:c], nil
 }
 
-// SetXattr is setxattr(2), without following links. With dropSetGID the file loses
-// its set-gid bit.
+// SetXattr is setxattr(2), without following links. With dropSetGID, which the
+// kernel asks for with any access control list, the file loses its set-gid bit by one
+// that says who has access to it.
 func (u *Union) SetXattr(ctx context.Context, id ID, name string, value []byte, flags int, dropSetGID bool) error {
 	return u.changeXattr(ctx, id, name, func(path string, w where) error {
-		if err := unix.Lsetxattr(path, u.escape(name), value, flags); err != nil || !dropSetGID {
+		if err := unix.Lsetxattr(path, u.escape(name), value, flags); err != nil || !dropSetGID || name != aclAccess {
 			return err
 		}
 		var st unix.Stat_t
@@ -125,7 +150,7 @@ func (u *Union) SetXattr(ctx context.Context, id ID, name string, value []byte, 
 // RemoveXattr is removexattr(2), without following links.
 func (u *Union) RemoveXattr(ctx context.Context, id ID, name string) error {
 	if n, err := u.get(id); err == nil && n == nil {
-		if _, err := u.lower.Xattr(u.nid(id), name); err != nil {
+		if _, err := u.lowerXattr(u.nid(id), name); err != nil {
 			if err == index.ErrNoXattr && (name == aclAccess || name == aclDefault) {
 				return nil // as ext4 has it
 			}
@@ -151,6 +176,9 @@ func (u *Union) changeXattr(ctx context.Context, id ID, name string, do func(pat
 		return err
 	}
 	defer w.close()
+	if name == capability {
+		n.caps.Store(capsSome)
+	}
 	if err := do(w.x(), w); err != nil {
 		return err
 	}
