@@ -30,7 +30,7 @@ unit:
 # Needs root, FUSE and what hack/setup.sh installs; builds the test images once.
 integration:
 	hack/setup.sh packages
-	$(GO) test -count=1 -tags integration -timeout 25m ./integration/
+	$(GO) test -count=1 -tags integration -timeout 45m ./integration/
 
 test:
 	.ci/run

@@ -11,16 +11,25 @@ import (
 // credentials are those of a thread that matter to files.
 type credentials struct {
 	capabilities uint64
+	uid          uint32 // nobody's if it is unknown
 	groups       []uint32
 }
 
+// nobody is no user's ID.
+const nobody = 1<<32 - 1
+
 // credentialsOf returns those of thread tid; one that cannot be seen has none.
-func credentialsOf(tid uint32) (c credentials) {
+func credentialsOf(tid uint32) credentials {
+	c := credentials{uid: nobody}
 	_ = threadStatus(tid, func(key, value string) bool {
 		fields := strings.Fields(value)
 		switch {
+		case key == "Uid" && len(fields) == 4: // the last of each is that for filesystems
+			if uid, err := strconv.ParseUint(fields[3], 10, 32); err == nil {
+				c.uid = uint32(uid)
+			}
 		case key == "Gid" && len(fields) == 4:
-			c.addGroups(fields[3:]) // the one for filesystems
+			c.addGroups(fields[3:])
 		case key == "Groups":
 			c.addGroups(fields)
 		case key == "CapEff":

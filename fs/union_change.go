@@ -56,7 +56,10 @@ func changeOf(in *fuse.SetAttrIn) union.Change {
 	if c.Chown || c.Empty {
 		c.By = caller(&in.InHeader)
 	}
-	c.Owns = func(uid uint32) bool { return in.Uid == uid || credentialsOf(in.Pid).has(unix.CAP_FOWNER) }
+	c.Owns = func(uid uint32) bool {
+		caller := credentialsOf(in.Pid) // the kernel tells who it is of requests that make files
+		return caller.uid == uid || caller.has(unix.CAP_FOWNER)
+	}
 	if has(fuse.FATTR_SIZE) {
 		size := int64(in.Size)
 		c.Size, c.By = &size, killer(&in.InHeader, has(fuse.FATTR_KILL_SUIDGID))

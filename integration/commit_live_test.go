@@ -25,6 +25,9 @@ const (
 	liveBlock  = 64 << 10
 )
 
+// capNetRaw is the xattr of a program that has CAP_NET_RAW.
+var capNetRaw = []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
+
 // TestCommitIsOneInstant commits a mount in which programs keep promises to each
 // other all the time: the image must keep them too.
 func TestCommitIsOneInstant(t *testing.T) {
@@ -33,9 +36,9 @@ func TestCommitIsOneInstant(t *testing.T) {
 	m := t.TempDir()
 	s.run(t, "mount", "-q", "--rw", "--engine", "fuse", "--name", "live", shared.set.Ref("debian", images.Gzip), m)
 	dir := filepath.Join(m, "live")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	fatal(t, os.Mkdir(dir, 0o755))
+	fatal(t, os.WriteFile(filepath.Join(m, "capable"), []byte("#!/bin/sh\n"), 0o755))
+	fatal(t, unix.Setxattr(filepath.Join(m, "capable"), "security.capability", capNetRaw, 0))
 	writeBlocks(t, dir, 0)
 	writers := startWriters(t, dir)
 	for round := range 4 {
@@ -44,6 +47,10 @@ func TestCommitIsOneInstant(t *testing.T) {
 		out := t.TempDir()
 		s.run(t, "mount", "-q", image, out)
 		checkInstant(t, filepath.Join(out, "live"))
+		b := make([]byte, 64)
+		if n, err := unix.Getxattr(filepath.Join(out, "capable"), "security.capability", b); err != nil || !bytes.Equal(b[:n], capNetRaw) {
+			t.Errorf("capabilities are %q, %v", b[:max(n, 0)], err)
+		}
 		s.run(t, "umount", out)
 	}
 	writers()

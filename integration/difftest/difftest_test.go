@@ -119,14 +119,11 @@ func run(t *testing.T, c difftest.Config) {
 // keep writes a failing sequence to a file that outlives the test, and logs it if
 // it is short.
 func keep(t *testing.T, d *difftest.Difference) {
-	f, err := os.CreateTemp("", "lamina-diff-*.ops")
+	path, err := d.Save()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(difftest.WriteOps(f, d.Sequence), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("the sequence is in %s", f.Name())
+	t.Logf("the sequence is in %s", path)
 	if len(d.Sequence) <= 50 {
 		for _, op := range d.Sequence {
 			t.Log(op)

@@ -2,8 +2,10 @@ package difftest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -190,6 +192,16 @@ func (o *Op) set(key, value string) (err error) {
 		}
 	}
 	return fmt.Errorf("no field %q", key)
+}
+
+// Save writes the sequence to a file that outlives the test, for ReadOps, and returns
+// its path.
+func (d *Difference) Save() (string, error) {
+	f, err := os.CreateTemp("", "lamina-diff-*.ops")
+	if err != nil {
+		return "", err
+	}
+	return f.Name(), errors.Join(WriteOps(f, d.Sequence), f.Close())
 }
 
 // WriteOps writes a sequence, one operation a line.

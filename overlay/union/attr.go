@@ -180,6 +180,8 @@ func (u *Union) set(n *node, c *Change) error {
 		}
 	}
 	if c.Atime != nil || c.Mtime != nil {
+		n.times.Lock()
+		defer n.times.Unlock()
 		ts := []unix.Timespec{timeOr(c.Atime), timeOr(c.Mtime)}
 		return unix.UtimesNanoAt(w.fd, w.path, ts, unix.AT_SYMLINK_NOFOLLOW)
 	}
@@ -237,6 +239,8 @@ func (u *Union) truncate(n *node, c *Change) error {
 	if err := dropSetID(f.fd, c.By); err != nil {
 		return err
 	}
+	n.times.Lock()
+	defer n.times.Unlock()
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err

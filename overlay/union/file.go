@@ -233,6 +233,8 @@ const capability = "security.capability"
 // keeping does what changes the data of f, but neither its time of change nor its
 // capabilities.
 func keeping(f *file, do func() error) error {
+	f.n.times.Lock() // who comes meanwhile would put back the time of what this does
+	defer f.n.times.Unlock()
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
 		return err

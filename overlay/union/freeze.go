@@ -268,13 +268,13 @@ func (p *Picture) likeFile(src int, name string, dst int, to string, st *unix.St
 	if isWhiteout(st) {
 		return nil, nil
 	}
-	if xattrs, err = p.copyXattrs(xpath(src, name), xpath(dst, to)); err != nil {
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+	if st.Mode&unix.S_IFMT == unix.S_IFREG { // before it has capabilities, which it would lose
 		if err := unix.Truncate(xpath(dst, to), st.Size); err != nil {
 			return nil, err
 		}
+	}
+	if xattrs, err = p.copyXattrs(xpath(src, name), xpath(dst, to)); err != nil {
+		return nil, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		if err := unix.Fchmodat(dst, to, st.Mode&0o7777, 0); err != nil {

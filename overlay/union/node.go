@@ -24,6 +24,9 @@ type node struct {
 	// meta: its data is still the lower file's. data is locked by who copies it up.
 	meta atomic.Bool
 	data sync.Mutex
+	// times is locked by who sets times, or puts one back that a change would have left
+	// alone: see keeping.
+	times sync.Mutex
 	// caps is capsNone of a file that is known to have no capabilities.
 	caps atomic.Int32
 
