@@ -27,6 +27,9 @@ type Wish struct {
 	// Sure says that it will be read for certain. Other wishes are granted as
 	// far as the speculation of the store goes.
 	Sure bool
+	// Alone says that nobody is to look ahead from it: Options.Began is not told of
+	// it before it is read, or wished for in another way.
+	Alone bool
 }
 
 // Begun is a file of which the first bytes are read for the first time, or were
@@ -51,15 +54,27 @@ func (l *Layer) Want(wishes ...Wish) {
 			s.wish(l, w)
 		}
 	}
+	for k, sure := range l.grantAll(wishes) { // they came along with others
+		c := l.table.Chunk(k)
+		l.began(k, &c, nil, sure)
+	}
+}
+
+// grantAll begins to fetch what of the wishes is worth it, and returns the chunks that
+// are here and begin a wish, which may not have been told of, and whether they will be
+// read for certain.
+func (l *Layer) grantAll(wishes []Wish) (here map[int]bool) {
 	trip := l.ahead.roundTrip()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closing {
-		return
+		return nil
 	}
 	g := granting{
 		surrounding: surrounding{l: l, room: l.store.budget.room(), gap: trip / gapShare},
 		sure:        make(map[int]bool),
+		alone:       make(map[int]bool),
+		here:        make(map[int]bool),
 		looks:       maxLooks,
 	}
 	for _, w := range wishes {
@@ -80,16 +95,20 @@ func (l *Layer) Want(wishes ...Wish) {
 		for k := range r.flights {
 			f := &r.flights[k]
 			f.sure, f.wished = g.sure[f.chunk]
+			f.wished = f.wished && !g.alone[f.chunk]
 		}
 		l.bet(r, nil)
 		l.launch(r)
 	}
+	return g.here
 }
 
 // granting collects the chunks of wishes.
 type granting struct {
 	surrounding
 	sure  map[int]bool // the chosen ones: whether they are read for certain
+	alone map[int]bool // those of them that nobody is to look ahead from
+	here  map[int]bool // those that begin a wish and have come: whether they are read for certain
 	looks int          // how many chunks may still be looked at
 }
 
@@ -117,14 +136,17 @@ func (g *granting) grant(w Wish, trip int64) {
 		switch {
 		case chosen:
 			g.sure[k] = sure || w.Sure
+			g.alone[k] = g.alone[k] && w.Alone
 		case l.flights[k] != nil: // as if it had been wished for first
 			f := l.flights[k]
-			f.wished, f.sure = true, f.sure || w.Sure
+			f.wished, f.sure = f.wished || !w.Alone, f.sure || w.Sure
 		case w.Sure && l.open(k, nil):
 			g.chosen = append(g.chosen, k)
-			g.sure[k] = true
+			g.sure[k], g.alone[k] = true, w.Alone
 		case !w.Sure && g.take(k):
-			g.sure[k] = false
+			g.sure[k], g.alone[k] = false, w.Alone
+		case k == i && !w.Alone && !l.isAbsent(k):
+			g.here[k] = g.here[k] || w.Sure
 		}
 	}
 }

@@ -268,3 +268,39 @@ func TestWantWhileClosing(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// TestWantAlone: of a file that is wished for alone nobody is told until it is wished
+// for in another way or read, be it under way then or here.
+func TestWantAlone(t *testing.T) {
+	var list named
+	for i := range 6 {
+		list.add(fmt.Sprintf("bin/f%02d", i), 20<<10)
+	}
+	f := estargzFixture(t, list)
+	var b begun
+	l := openLayer(t, t.TempDir(), b.options(), f)
+	alone := func(i int) cache.Wish {
+		w := f.wish(t, l, i, false)
+		w.Alone = true
+		return w
+	}
+	l.Want(alone(0), alone(1), alone(2), f.wish(t, l, 2, false))
+	waitIdle(t, l)
+	if have := f.brought(t, l); len(have) != 3 {
+		t.Errorf("it brought %v", have)
+	}
+	b.expect(t, f, l, 2)
+	l.Want(f.wish(t, l, 0, true), alone(1))
+	b.expect(t, f, l, 0, 2)
+	if !b.isSure(t, f, l, 0) || b.isSure(t, f, l, 2) {
+		t.Error("a guess was said to be certain, or the other way round")
+	}
+	p := make([]byte, 100)
+	if err := l.ReadAt(t.Context(), p, f.at(t, l, 1)); err != nil {
+		t.Fatal(err)
+	}
+	b.expect(t, f, l, 0, 1, 2)
+	if got := f.blob.requests(); got == 0 {
+		t.Error("nothing was asked for")
+	}
+}

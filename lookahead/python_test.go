@@ -414,3 +414,78 @@ func TestImportsErrors(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// TestImportsFolder: when four modules of a folder were named for certain, its other
+// modules are guessed, once, and nothing is looked for in them; what guesses name does
+// not count.
+func TestImportsFolder(t *testing.T) {
+	m := newImage(1)
+	for i := range 8 {
+		m.module(0, 11, fmt.Sprintf("/app/m%d.py", i))
+	}
+	m.module(0, 10, "/app/old.py")
+	m.add(0, "/app/__pycache__/m0.cpython-311.opt-1.pyc", []byte("optimised"))
+	main := func(n int, names ...string) file {
+		var list []importing
+		for _, name := range names {
+			list = append(list, importing{name: name})
+		}
+		at := fmt.Sprintf("/bin%d/main%d.py", n, n)
+		m.module(0, 11, at, list...)
+		return m.files[at]
+	}
+	files := []file{main(0, "m0", "m1", "m2"), main(1, "m3"), main(2, "m4")}
+	m.module(0, 11, "/app/start.py")
+
+	s := m.scene(t)
+	look := func(f file) []wish {
+		t.Helper()
+		wishes, err := imports(t.Context(), s, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return wishes
+	}
+	look(m.files["/app/start.py"]) // now /app is where modules are looked for
+	guess := files[0]
+	guess.sure = false
+	look(guess)
+	s.python.seen = nil // as if nobody had wished for them
+	if got := look(files[0]); len(got) != 3 {
+		t.Errorf("%q after three", m.paths(got))
+	}
+	got := look(files[1])
+	want := []string{"/app/m3.py"} // named
+	for i := range 8 {
+		want = append(want, fmt.Sprintf("/app/m%d.py", i))
+	}
+	want = append(want, "/app/start.py")
+	if paths := m.paths(got); !slices.Equal(paths, want) {
+		t.Errorf("%q after four, want %q", paths, want)
+	}
+	for i, w := range got {
+		if !w.ends || w.sure != (i == 0) || w.alone != (i > 0) {
+			t.Errorf("wish %d: %+v", i, w)
+		}
+	}
+	if got := look(files[2]); len(got) != 1 || !got[0].sure || got[0].alone {
+		t.Errorf("%+v after five", got)
+	}
+}
+
+// TestFolderBounded: a folder of very many modules makes us look for some of them.
+func TestFolderBounded(t *testing.T) {
+	m := newImage(1)
+	var list []importing
+	for i := range maxFolder + 100 {
+		m.module(0, 11, fmt.Sprintf("/app/m%d.py", i))
+		if i < fewModules {
+			list = append(list, importing{name: fmt.Sprintf("m%d", i)})
+		}
+	}
+	m.module(0, 11, "/app/start.py", list...)
+	wishes, err := imports(t.Context(), m.scene(t), m.files["/app/start.py"])
+	if n := len(wishes) - fewModules; err != nil || n > maxFolder || n < maxFolder-2 { // "." and ".." are listed too
+		t.Errorf("%d guesses, %v", n, err)
+	}
+}

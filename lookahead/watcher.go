@@ -130,6 +130,7 @@ type wish struct {
 	extents []index.Extent // Device i is layer i-1
 	ends    bool
 	sure    bool
+	alone   bool // nothing is looked for in it before it is read
 }
 
 // wish has what is wished for fetched soon.
@@ -145,7 +146,7 @@ func (w *Watcher) wish(wishes []wish) {
 	for _, v := range wishes {
 		for _, e := range v.extents {
 			i := int(e.Device) - 1
-			w.pending[i] = append(w.pending[i], cache.Wish{Off: e.Off, Len: e.Len, Ends: v.ends, Sure: v.sure})
+			w.pending[i] = append(w.pending[i], cache.Wish{Off: e.Off, Len: e.Len, Ends: v.ends, Sure: v.sure, Alone: v.alone})
 		}
 	}
 }

@@ -202,14 +202,14 @@ func TestWatcherGathers(t *testing.T) {
 		const many = 100
 		m := newImage(3)
 		for i := range many {
-			m.module(0, 12, fmt.Sprintf("/app/main%d.py", i), importing{name: fmt.Sprint("one", i)}, importing{name: fmt.Sprint("two", i)})
-			m.module(1, 12, fmt.Sprintf("/app/one%d.py", i))
-			m.module(2, 12, fmt.Sprintf("/app/two%d.py", i))
+			m.module(0, 12, fmt.Sprintf("/app%d/main.py", i), importing{level: 1, name: "one"}, importing{level: 1, name: "two"})
+			m.module(1, 12, fmt.Sprintf("/app%d/one.py", i))
+			m.module(2, 12, fmt.Sprintf("/app%d/two.py", i))
 		}
 		w := watch(t, m)
 		defer w.Close()
 		for i := range many - 1 {
-			begin(w, m, fmt.Sprintf("/app/main%d.py", i))
+			begin(w, m, fmt.Sprintf("/app%d/main.py", i))
 		}
 		synctest.Wait()
 		if got := m.calls(); !slices.Equal(got, []int{0, 0, 0}) {
@@ -219,7 +219,7 @@ func TestWatcherGathers(t *testing.T) {
 		if got, n := m.calls(), len(m.wished()); !slices.Equal(got, []int{0, 1, 1}) || n != 2*(many-1) {
 			t.Errorf("%v calls, %d wishes", got, n)
 		}
-		begin(w, m, fmt.Sprintf("/app/main%d.py", many-1))
+		begin(w, m, fmt.Sprintf("/app%d/main.py", many-1))
 		settle()
 		if got, n := m.calls(), len(m.wished()); !slices.Equal(got, []int{0, 2, 2}) || n != 2*many {
 			t.Errorf("%v calls, %d wishes, after one more", got, n)
