@@ -82,9 +82,9 @@ func (a *pages) ask(f *os.File, off, end int64, missed bool) {
 	size := min(max(2*(w.end-w.off), 4*(end-off), minPages), maxPages)
 	from := off
 	if now.Sub(w.asked) < pagesKept && off >= w.off {
-		if missed && end <= w.end {
+		if missed && end <= w.end-(w.end-w.off)/2 {
 			a.mu.Unlock()
-			return // on its way
+			return // on its way, and as much again behind it
 		}
 		from = max(off, w.end)
 	}
