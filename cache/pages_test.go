@@ -169,14 +169,20 @@ func TestPagesAhead(t *testing.T) {
 	f, _ := coldFile(t, 16<<20)
 	var a pages
 	p := make([]byte, 1000)
-	off := int64(1 << 20)
-	for range 40 { // 40 times 1,000 bytes in steps of 10,000
-		if _, err := a.read(f, p, off); err != nil {
-			t.Fatal(err)
+	ahead := func() bool {
+		forget(t, f)
+		off := int64(1 << 20)
+		for range 40 { // 40 times 1,000 bytes in steps of 10,000
+			if _, err := a.read(f, p, off); err != nil {
+				t.Fatal(err)
+			}
+			off += 10_000
 		}
-		off += 10_000
+		return cached(t, f, off, int64(len(p))) && cached(t, f, off+10_000, int64(len(p)))
 	}
-	if !cached(t, f, off, int64(len(p))) || !cached(t, f, off+10_000, int64(len(p))) {
+	// A disk may be so quick that pages are there whenever they are looked for, and
+	// there is nothing to ask for; but not always.
+	if !ahead() && !ahead() && !ahead() {
 		t.Error("what follows was not asked for")
 	}
 	forget(t, f)
