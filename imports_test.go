@@ -1,9 +1,11 @@
 package lamina_test
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -81,6 +83,47 @@ func TestImportsGoDownward(t *testing.T) {
 	for room := range below {
 		if !seen[room] {
 			t.Errorf("the room %s has no source", room)
+		}
+	}
+}
+
+// TestSingleGoroutine holds the packages that the Makefile tests without the race
+// detector to what it says of them: they start no goroutine and share nothing.
+func TestSingleGoroutine(t *testing.T) {
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(makefile), "\nSINGLE = ")
+	line, _, _ := strings.Cut(rest, "\n")
+	dirs := strings.Fields(line)
+	if len(dirs) == 0 {
+		t.Fatal("the Makefile names no packages")
+	}
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Errorf("%s: no source: %v", dir, err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			f, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range f.Imports {
+				if name, _ := strconv.Unquote(i.Path.Value); name == "sync" || name == "sync/atomic" {
+					t.Errorf("%s imports %s", path, name)
+				}
+			}
+			ast.Inspect(f, func(n ast.Node) bool {
+				if _, ok := n.(*ast.GoStmt); ok {
+					t.Errorf("%s starts a goroutine", path)
+				}
+				return true
+			})
 		}
 	}
 }

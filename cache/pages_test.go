@@ -182,7 +182,11 @@ func TestPagesAhead(t *testing.T) {
 	}
 	// A disk may be so quick that pages are there whenever they are looked for, and
 	// there is nothing to ask for; but not always.
-	if !ahead() && !ahead() && !ahead() && !ahead() {
+	found := false
+	for try := 0; try < 4 && !found; try++ {
+		found = ahead()
+	}
+	if !found {
 		t.Error("what follows was not asked for")
 	}
 	forget(t, f)

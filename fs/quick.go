@@ -30,9 +30,9 @@ const (
 	idleTicks = 20
 )
 
-// soon is what a request may take, and how soon the next one has to come. Tests
-// change it.
-var soon = 100 * time.Microsecond
+// soon is what a request may take, and how soon the next one has to come: a change of
+// a file takes some 100 us, and now and then three times as much. Tests change it.
+var soon = 500 * time.Microsecond
 
 // quick is a session's state of having one worker that does not sleep.
 type quick struct {
