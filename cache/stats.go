@@ -13,37 +13,43 @@ import (
 type Stats struct {
 	// Hits are reads answered from the store at once, Misses those that had
 	// to wait for bytes.
-	Hits, Misses int64
+	Hits   int64 `json:"hits"`
+	Misses int64 `json:"misses"`
 	// Waits counts the chunks that a read waited for while another process
 	// fetched them.
-	Waits int64
+	Waits int64 `json:"waits"`
 	// Served are the bytes that reads got.
-	Served int64
+	Served int64 `json:"served"`
 	// Fetched are the compressed bytes that came from the blob, for whatever
 	// reason; Requests is the number of ranges they came in.
-	Fetched, Requests int64
+	Fetched  int64 `json:"fetched"`
+	Requests int64 `json:"requests"`
 	// Used are the compressed bytes of chunks that this process fetched and
 	// that were read. Speculated are the compressed bytes asked for before
 	// anybody read them; SpeculatedUsed is the part that was read since.
-	Used, Speculated, SpeculatedUsed int64
+	Used           int64 `json:"used"`
+	Speculated     int64 `json:"speculated"`
+	SpeculatedUsed int64 `json:"speculatedUsed"`
 	// Rejected counts ranges whose bytes did not verify.
-	Rejected int64
+	Rejected int64 `json:"rejected"`
 	// Chunks is the number of chunks the layer has, Present how many of them
 	// are in the store, verified.
-	Chunks, Present int
+	Chunks  int `json:"chunks"`
+	Present int `json:"present"`
 	// Complete is what Layer.Complete says.
-	Complete bool
+	Complete bool `json:"complete"`
 	// Size is the length of the data.
-	Size int64
+	Size int64 `json:"size"`
 	// Slowest are the reads that took longest, the slowest first.
-	Slowest []SlowRead
+	Slowest []SlowRead `json:"slowest,omitempty"`
 }
 
 // A SlowRead is one read that had to wait.
 type SlowRead struct {
-	Off, Len int64 // data offset and length of the read
-	Took     time.Duration
-	At       time.Time // when it began
+	Off  int64         `json:"offset"` // data offset
+	Len  int64         `json:"bytes"`  // asked for
+	Took time.Duration `json:"took"`   // in nanoseconds
+	At   time.Time     `json:"when"`   // it began
 }
 
 // slowReads is how many slow reads a layer remembers.

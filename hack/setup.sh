@@ -30,7 +30,7 @@ test_packages=(
 	# rootless mounts
 	uidmap util-linux
 	# a C compiler for the race detector, and the usual company
-	gcc libc6-dev curl git make procps psmisc rsync
+	gcc libc6-dev curl git make procps psmisc rsync iproute2
 )
 
 tools=${LAMINA_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina/bin}

@@ -183,6 +183,7 @@ func readUnion(t testing.TB, dir string) tree.Tree {
 // that is made of it, whatever the layer's format, also after the workspace was
 // unmounted and mounted again; hardly anything of the base is fetched for it.
 func TestCommit(t *testing.T) {
+	t.Parallel()
 	seed := uint64(unix.Getpid())
 	t.Logf("seed %d", seed)
 	for _, base := range []images.Format{images.EStargz, images.Gzip} {
@@ -242,6 +243,7 @@ func unchanged(t *testing.T, s store, m string, want tree.Tree) {
 // TestCommitFetchesLittle commits one changed file of a large image and looks at what
 // that has fetched.
 func TestCommitFetchesLittle(t *testing.T) {
+	t.Parallel()
 	p := shared.proxy(t, faultproxy.Config{})
 	s, m := newStore(t, p.Host()), t.TempDir()
 	s.run(t, "mount", "-q", "--rw", "--name", "small", p.Host()+"/lamina/python:"+string(images.EStargz), m)
@@ -303,6 +305,7 @@ func compareCommitted(t *testing.T, want, got tree.Tree, rounded bool) {
 
 // TestCommitOthersRead: other tools read a committed image.
 func TestCommitOthersRead(t *testing.T) {
+	t.Parallel()
 	s := newStore(t)
 	m := t.TempDir()
 	s.run(t, "mount", "-q", "--rw", "--name", "w", shared.set.Ref("debian", images.Gzip), m)

@@ -56,6 +56,7 @@ type usage struct {
 // once; other tools read the store; and with all here nothing is asked of the
 // registry.
 func TestPullShares(t *testing.T) {
+	t.Parallel()
 	p := shared.proxy(t, faultproxy.Config{})
 	s := newStore(t, p.Host())
 	nginx, httpd := p.Host()+"/lamina/nginx:gzip", p.Host()+"/lamina/httpd:gzip"
@@ -148,6 +149,7 @@ func TestPullResumes(t *testing.T) {
 // TestLook: an image's files without a mount are those that umoci unpacks, and
 // one small file of a lazy image does not cost a pull.
 func TestLook(t *testing.T) {
+	t.Parallel()
 	p := shared.proxy(t, faultproxy.Config{})
 	for _, f := range []images.Format{images.Gzip, images.EStargz, images.Podman} {
 		t.Run(string(f), func(t *testing.T) {

@@ -135,6 +135,10 @@ func TestMountsAndStats(t *testing.T) {
 		var st struct {
 			ImageSize int64
 			Fetch     struct{ Requests, Bytes int64 }
+			Layers    []struct {
+				Size  int64
+				Cache struct{ Size, Served int64 }
+			}
 		}
 		if err := json.Unmarshal([]byte(out), &st); err != nil {
 			t.Fatalf("stats --json: %v\n%s", err, out)
@@ -142,6 +146,9 @@ func TestMountsAndStats(t *testing.T) {
 		sent := faultproxy.Sum(p.Exchanges(), "/v2/")
 		if st.Fetch.Bytes == 0 || st.Fetch.Bytes > sent.Bytes || st.ImageSize <= st.Fetch.Bytes || st.Fetch.Requests > int64(sent.Requests) {
 			t.Errorf("stats say %+v, the proxy sent %+v", st, sent)
+		}
+		if len(st.Layers) != 2 || st.Layers[0].Size == 0 || st.Layers[0].Cache.Size <= st.Layers[0].Size {
+			t.Errorf("stats say of the layers %+v", st.Layers)
 		}
 		if out, err = s.Run("stats"); err != nil || !strings.Contains(out, ref) {
 			t.Errorf("stats: %v\n%s", err, out)
@@ -152,6 +159,7 @@ func TestMountsAndStats(t *testing.T) {
 // TestSecondMountIsOffline: what was read once needs no registry, neither for
 // a further mount nor after all of them were unmounted.
 func TestSecondMountIsOffline(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, engine string) {
 		for _, f := range []images.Format{images.Gzip, images.EStargz} {
 			t.Run(string(f), func(t *testing.T) {
@@ -228,6 +236,7 @@ func TestRefusals(t *testing.T) {
 // TestFullDisk gives the store a file system too small for the image: reads go
 // on, past the cache.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	eachEngine(t, func(t *testing.T, engine string) {
 		small := disk(t, "24M")
 		p := shared.proxy(t, faultproxy.Config{})

@@ -4,6 +4,7 @@ package integration_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -17,7 +18,38 @@ import (
 	"github.com/laminafs/lamina/integration/tree"
 )
 
-// debs is a repository of the packages that the nginx image has more than the base.
+// service is a program that serves /srv/page at 127.0.0.1:8080 when conf holds config.
+type service struct {
+	pkg          string // installs it; the image of that name has what it needs
+	image        string
+	conf, config string
+	dirs         []string // are written to while it runs
+	// start runs it in the foreground, and quit is the signal that ends it.
+	start, quit string
+}
+
+// services are what the test images are made for.
+var services = map[string]service{
+	"nginx": {
+		pkg: "nginx", image: "nginx",
+		conf:   "etc/nginx/conf.d/here.conf",
+		config: "server { listen 127.0.0.1:8080; root /srv; }\n",
+		dirs:   []string{"run", "var/log/nginx", "var/lib/nginx"},
+		start:  "nginx -t >&2; exec nginx -g 'daemon off;'",
+		quit:   "QUIT",
+	},
+	"httpd": {
+		pkg: "apache2", image: "httpd",
+		conf: "etc/apache2/conf-enabled/here.conf",
+		config: "Listen 127.0.0.1:8080\n<VirtualHost 127.0.0.1:8080>\nDocumentRoot /srv\n" +
+			"<Directory /srv>\nRequire all granted\n</Directory>\n</VirtualHost>\n",
+		dirs:  []string{"run", "var/log/apache2"},
+		start: `. /etc/apache2/envvars; mkdir -p /run/lock "$APACHE_RUN_DIR" "$APACHE_LOCK_DIR"; apache2 -t >&2; exec apache2 -DFOREGROUND`,
+		quit:  "TERM",
+	},
+}
+
+// debs is a repository of the packages that a service's image has more than the base.
 type debs struct {
 	dir   string
 	names []string
@@ -65,11 +97,10 @@ dpkg-deb --build -Zgzip -z1 "$build" "$deb"
 dpkg-deb -x "$deb" "$unpacked"
 rm -r "$build"`
 
-// newDebs makes the repository. Nothing is fetched: the packages come out of the
-// nginx image.
-func newDebs(t testing.TB) *debs {
+// newDebs makes the repository. Nothing is fetched: the packages come out of the image.
+func newDebs(t testing.TB, s service) *debs {
 	t.Helper()
-	root, base := shared.set.Tree("nginx"), stanzas(t, shared.set.Tree("debian"))
+	root, base := shared.set.Tree(s.image), stanzas(t, shared.set.Tree("debian"))
 	d := &debs{dir: t.TempDir()}
 	fatal(t, os.Chmod(filepath.Dir(d.dir), 0o755))
 	unpacked := t.TempDir()
@@ -79,19 +110,19 @@ func newDebs(t testing.TB) *debs {
 		if _, ok := base[name]; ok {
 			continue
 		}
-		s := all[name]
+		pkg := all[name]
 		build, deb := filepath.Join(d.dir, name), filepath.Join(d.dir, name+".deb")
-		s.spread(t, root, build)
+		pkg.spread(t, root, build)
 		execute(t, "sh", "-euc", repack, "repack", root, build, deb, unpacked)
 		fi, err := os.Stat(deb)
 		fatal(t, err)
 		sum, err := tree.Sum(deb)
 		fatal(t, err)
-		fmt.Fprintf(&index, "%sFilename: ./%s.deb\nSize: %d\nSHA256: %x\n\n", s.text, name, fi.Size(), sum)
+		fmt.Fprintf(&index, "%sFilename: ./%s.deb\nSize: %d\nSHA256: %x\n\n", pkg.text, name, fi.Size(), sum)
 		d.names = append(d.names, name)
 	}
-	if !slices.Contains(d.names, "nginx") {
-		t.Fatalf("the nginx image has no nginx, but %q", d.names)
+	if !slices.Contains(d.names, s.pkg) {
+		t.Fatalf("the image %s has no %s, but %q", s.image, s.pkg, d.names)
 	}
 	fatal(t, os.WriteFile(filepath.Join(d.dir, "Packages"), index.Bytes(), 0o644))
 	fatal(t, os.WriteFile(filepath.Join(d.dir, "sources.list"), []byte("deb [trusted=yes] copy:/mnt ./\n"), 0o644))
@@ -171,11 +202,14 @@ func (w *workspace) apt(t testing.TB, d *debs, words ...string) {
 }
 
 // TestProgramApt: apt-get and dpkg install, verify and purge packages in a
-// workspace; what is committed in between is an image that works.
+// workspace; what is committed in between is an image that works. So the images nginx
+// and httpd are made again by hand.
 func TestProgramApt(t *testing.T) {
 	t.Parallel()
-	d := newDebs(t)
+	of := map[string]string{"fuse": "nginx", "kernel": "httpd"}
 	eachEngine(t, func(t *testing.T, engine string) {
+		s := services[of[engine]]
+		d := newDebs(t, s)
 		w := newWorkspace(t, engine, "debian")
 		w.write(t, "usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")
 		fatal(t, os.Chmod(w.path("usr/sbin/policy-rc.d"), 0o755))
@@ -188,18 +222,18 @@ func TestProgramApt(t *testing.T) {
 			}
 		}
 		w.apt(t, d, "update")
-		w.apt(t, d, "install", "nginx")
+		w.apt(t, d, "install", s.pkg)
 		verified()
 		w.write(t, "srv/page", page())
-		w.write(t, "etc/nginx/conf.d/here.conf", "server { listen 127.0.0.1:8080; root /srv; }\n")
+		w.write(t, s.conf, s.config)
 		all := w.settled(t, "")
 		verified()
 		sameUnion(t, "what was installed", d.files, filtered(all, func(name string, _ tree.Entry) bool {
 			_, ok := d.files[name]
 			return ok
 		}))
-		nginxRemade(t, w, all)
-		fatal(t, os.RemoveAll(w.path("srv/page")))
+		s.remade(t, w, all)
+		fatal(t, errors.Join(os.Remove(w.path("srv/page")), os.Remove(w.path(s.conf))))
 
 		purge := append([]string{"purge"}, d.names...)
 		w.apt(t, d, purge...)
@@ -226,11 +260,11 @@ func (d *debs) purged(t testing.TB, w *workspace) {
 }
 
 // asBefore compares the workspace, with the packages gone, with what was there before:
-// only what package managers keep for themselves may differ, the page that nginx
-// leaves, and times of folders.
+// only what package managers keep for themselves may differ, what services
+// leave on purge, and times of folders.
 func asBefore(t testing.TB, before, after tree.Tree) {
 	t.Helper()
-	own := []string{"var/lib/dpkg/", "var/lib/apt/", "var/cache/", "var/log/", "etc/ld.so.cache", "var/www"}
+	own := []string{"var/lib/dpkg/", "var/lib/apt/", "var/cache/", "var/log/", "etc/ld.so.cache", "var/www", "var/lib/apache2"}
 	keep := func(name string, _ tree.Entry) bool {
 		return !slices.ContainsFunc(own, func(p string) bool { return strings.HasPrefix(name, p) })
 	}
@@ -244,31 +278,32 @@ func asBefore(t testing.TB, before, after tree.Tree) {
 	sameUnion(t, "after purge", filtered(before, keep), after)
 }
 
-// serveOnce runs nginx in a root that is read-only, and fetches a page from it.
-const serveOnce = `root=$1
+// serveOnce runs a service in a root that is read-only, and fetches a page from it.
+const serveOnce = `root=$1 start=$2 quit=$3; shift 3
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
-for d in run var/log/nginx var/lib/nginx; do mount -t tmpfs tmpfs "$root/$d"; done
-chroot "$root" ip link set lo up
-chroot "$root" nginx -t >&2
-chroot "$root" nginx -g 'daemon off;' >&2 &
+for d; do mount -t tmpfs tmpfs "$root/$d"; done
+ip link set lo up
+chroot "$root" sh -ec "$start" >&2 &
 pid=$!
 curl -fsS --retry 100 --retry-delay 0 --retry-max-time 20 --retry-connrefused http://127.0.0.1:8080/page
-kill -QUIT $pid
+kill -$quit $pid
 wait $pid`
 
-// page is a page for nginx to serve.
+// page is a page to serve.
 func page() string { return strings.Repeat("a page of the workspace\n", 50_000) }
 
-// nginxRemade commits the workspace, into which nginx was installed, and has nginx
-// serve a page from a read-only mount of that image.
-func nginxRemade(t testing.TB, w *workspace, want tree.Tree) {
+// remade commits the workspace, into which the service was installed, and has it serve
+// a page from a read-only mount of that image.
+func (s service) remade(t testing.TB, w *workspace, want tree.Tree) {
 	t.Helper()
-	w.run(t, "commit", w.dir, "example.com/nginx:remade")
-	dir := w.store.mount(t, "example.com/nginx:remade")
+	name := "example.com/" + s.image + ":remade"
+	w.run(t, "commit", w.dir, name)
+	dir := w.store.mount(t, name)
 	sameUnion(t, "the image that was committed", want, readUnion(t, dir))
-	if got := execute(t, alone(serveOnce, dir)...); got != page() {
-		t.Errorf("nginx serves %d bytes %.100q, not the page of %d", len(got), got, len(page()))
+	words := append([]string{dir, s.start, s.quit}, s.dirs...)
+	if got := execute(t, alone(serveOnce, words...)...); got != page() {
+		t.Errorf("%s serves %d bytes %.100q, not the page of %d", s.pkg, len(got), got, len(page()))
 	}
 	w.umount(t, dir)
 }

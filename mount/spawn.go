@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 )
@@ -156,8 +155,7 @@ func startSuccessor(root, name string, dev *os.File) (*exec.Cmd, error) {
 		return nil, fmt.Errorf("start successor: %w", err)
 	}
 	defer func() { _ = log.Close() }()
-	c, err := background(log, []*os.File{dev}, ServeVerb, "--takeover", root, name,
-		strconv.Itoa(os.Getpid()))
+	c, err := background(log, []*os.File{dev}, ServeVerb, "--takeover", root, name)
 	if err != nil {
 		return nil, fmt.Errorf("start successor: %w", err)
 	}

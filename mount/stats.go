@@ -34,10 +34,10 @@ type Stats struct {
 
 // LayerStats is the share of one layer, from the bottom.
 type LayerStats struct {
-	Digest   digest.Digest `json:"digest"`
-	Size     int64         `json:"size"`
-	Complete bool          `json:"complete"`
-	cache.Stats
+	Digest digest.Digest `json:"digest"`
+	// Size is that of the blob; Cache.Size is that of what is in it.
+	Size  int64       `json:"size"`
+	Cache cache.Stats `json:"cache"`
 }
 
 func (s *server) measure() Stats {
@@ -46,7 +46,7 @@ func (s *server) measure() Stats {
 	st.FS, st.Fetch = s.session.stats.Snapshot(), s.store.Client.Stats()
 	for i, l := range s.tree.Layers {
 		d := s.state.Layers[i].Desc
-		st.Layers = append(st.Layers, LayerStats{Digest: d.Digest, Size: d.Size, Complete: l.Complete(), Stats: l.Stats()})
+		st.Layers = append(st.Layers, LayerStats{Digest: d.Digest, Size: d.Size, Cache: l.Stats()})
 	}
 	st.Resident, _ = memory()
 	return st

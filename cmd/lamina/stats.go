@@ -71,9 +71,9 @@ func printStats(w io.Writer, s mount.Stats) error {
 	var hits, misses int64
 	complete := 0
 	for _, l := range s.Layers {
-		hits += l.Hits
-		misses += l.Misses
-		if l.Complete {
+		hits += l.Cache.Hits
+		misses += l.Cache.Misses
+		if l.Cache.Complete {
 			complete++
 		}
 	}

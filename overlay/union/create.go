@@ -69,6 +69,7 @@ func (u *Union) Create(dir ID, name string, f New, a *Attr) error {
 		return err
 	}
 	n := &node{id: u.base + ID(st.Ino), ino: st.Ino, typ: st.Mode & unix.S_IFMT, lookups: 1}
+	n.caps.Store(capsNone) // nobody has given it any
 	u.add(n, place{d, name})
 	u.fill(n, &st, a)
 	return nil
@@ -386,6 +387,7 @@ func (u *Union) CreateUnnamed(dir ID, f New, a *Attr) error {
 		return err
 	}
 	n := &node{id: u.base + ID(st.Ino), ino: st.Ino, typ: unix.S_IFREG, lookups: 1, orphan: true}
+	n.caps.Store(capsNone)
 	u.add(n, place{})
 	u.fill(n, &st, a)
 	return nil
