@@ -76,6 +76,8 @@ type Client struct {
 	warming sync.WaitGroup // connections of Warm under way
 
 	mu         sync.Mutex               // guards the fields below
+	warm       context.Context          // of Warm; ends with the next Close
+	cool       context.CancelFunc       // ends it
 	registries map[string]*registry     // by the domain of the reference
 	transports map[*http.Transport]bool // to close their idle connections
 }
@@ -107,15 +109,20 @@ func New(o Options) *Client {
 		registries: make(map[string]*registry),
 		transports: make(map[*http.Transport]bool),
 	}
+	c.warm, c.cool = context.WithCancel(context.Background())
 	if o.FillRate > 0 && o.FillRate != rate.Inf {
 		c.limiter = rate.NewLimiter(o.FillRate, fillBurst)
 	}
 	return c
 }
 
-// Close waits for Warm and closes the connections that no stream uses. Streams
-// under way go on, and the client stays usable.
+// Close gives up what Warm has under way and closes the connections that no stream
+// uses. Streams under way go on, and the client stays usable.
 func (c *Client) Close() {
+	c.mu.Lock()
+	c.cool()
+	c.warm, c.cool = context.WithCancel(context.Background())
+	c.mu.Unlock()
 	c.warming.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -47,7 +47,7 @@
 //   - No error, and nothing else that leaves the package, holds a query string,
 //     a token or a password.
 //   - The package starts no goroutine of its own that outlives a call, but for
-//     those of Warm, which Close waits for, and credential helpers that do not
+//     those of Warm, which Close ends, and credential helpers that do not
 //     answer before the context ends.
 //
 // # Not promised

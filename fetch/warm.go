@@ -20,16 +20,19 @@ const warmTime = 5 * time.Second
 // meanwhile, and the first request carries them if they are a name and a
 // password that nobody can listen to. Nothing is kept of the answers, and
 // failures are left to the requests that matter. There are fewer connections where
-// Options.Parallel has no room for n. Close waits for what is under way.
+// Options.Parallel has no room for n. Close ends what is under way.
 func (c *Client) Warm(ref reference.Named, n int) {
 	cs, err := c.hostsOf(reference.Domain(ref), docker.HostCapabilityPull)
 	if err != nil || len(cs) == 0 {
 		return
 	}
 	h := cs[0].host
+	c.mu.Lock()
+	until := c.warm
+	c.mu.Unlock()
 	if look := h.session(c, reference.Path(ref)).foresee(); look != nil {
 		c.warming.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), warmTime)
+			ctx, cancel := context.WithTimeout(until, warmTime)
 			defer cancel()
 			look(ctx)
 		})
@@ -42,7 +45,7 @@ func (c *Client) Warm(ref reference.Named, n int) {
 		}
 		c.warming.Go(func() {
 			defer c.queue.release(Prefetch)
-			ctx, cancel := context.WithTimeout(context.Background(), warmTime)
+			ctx, cancel := context.WithTimeout(until, warmTime)
 			defer cancel()
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 			if err != nil {

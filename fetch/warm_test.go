@@ -83,3 +83,33 @@ func TestWarmNobody(t *testing.T) {
 	c.Warm(ref, 2)
 	c.Close()
 }
+
+// TestWarmClose: Close does not wait for a host that takes connections and says
+// nothing, and the client is of use again.
+func TestWarmClose(t *testing.T) {
+	f := newFake(t, httptest.NewServer)
+	asked := make(chan struct{}, 3)
+	gone := make(chan struct{}, 3)
+	f.fault = func(_ int, _ http.ResponseWriter, r *http.Request) bool {
+		asked <- struct{}{}
+		<-r.Context().Done()
+		gone <- struct{}{}
+		return true
+	}
+	ref := f.ref(t, "")
+	c := fetch.New(fetch.Options{PlainHTTP: true})
+	for range 2 {
+		c.Warm(ref, 3)
+		for range 3 {
+			<-asked
+		}
+		before := time.Now()
+		c.Close()
+		if took := time.Since(before); took > 4*time.Second { // Warm itself gives up after five
+			t.Errorf("Close took %v", took)
+		}
+		for range 3 {
+			<-gone
+		}
+	}
+}
