@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatting, vet and golangci-lint, whose staticcheck is the one there is, over
-# the whole module.
+# Formatting, vet, golangci-lint, whose staticcheck is the one there is, and a build
+# for arm64, over the whole module.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${LAMINA_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/lamina/bin}
@@ -15,3 +15,5 @@ if [ -n "$unformatted" ]; then
 fi
 go vet -tags integration ./...
 golangci-lint run --build-tags integration ./...
+# The other machine that images are made for: system calls have other types there.
+GOARCH=arm64 CGO_ENABLED=0 go build ./...

@@ -237,3 +237,26 @@ func TestCommitTwiceInPlace(t *testing.T) {
 	}
 	s.run(t, "umount", m)
 }
+
+// TestCommitLostName commits a file whose first name was removed, and which the server
+// therefore keeps a link to: nothing is said to be changed afterwards, while it is
+// mounted or not.
+func TestCommitLostName(t *testing.T) {
+	t.Parallel()
+	s, m := newStore(t), t.TempDir()
+	s.run(t, "mount", "-q", "--rw", "--name", "w", "--engine", "fuse", smallImage(t), m)
+	a, b := filepath.Join(m, "a"), filepath.Join(m, "b")
+	fatal(t, os.WriteFile(a, []byte("x"), 0o644))
+	fatal(t, os.Link(a, b))
+	fatal(t, os.Remove(a))
+	s.run(t, "commit", m, "example.com/lost:1")
+	unchanged(t, s, m, readUnion(t, m))
+	s.run(t, "umount", m)
+	var list []struct{ Kind, Path string }
+	s.parse(t, &list, "diff", "--json", "w")
+	for _, l := range list {
+		if l.Path == "/b" {
+			t.Errorf("unmounted, and said to be changed: %+v", l)
+		}
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
+	"github.com/laminafs/lamina/overlay/union"
 	"github.com/laminafs/lamina/store"
 )
 
@@ -80,7 +81,7 @@ func (e *Entry) OpenWorkspace(ctx context.Context, st *store.Store) (*Workspace,
 	if !e.Options.RW {
 		return nil, fmt.Errorf("%w: %s is mounted read-only", ErrWorkspace, e.Name)
 	}
-	w := &Workspace{Upper: overlay.Upper{Dir: e.Upper()}}
+	w := &Workspace{Upper: overlay.Upper{Dir: e.Upper(), Orphans: union.Orphans(e.workDir())}}
 	err := w.keepOut(e)
 	if err == nil {
 		err = e.flush()
@@ -131,7 +132,7 @@ func (w *Workspace) Freeze(e *Entry) (err error) {
 		return fmt.Errorf("freeze workspace %s: %w", e.Name, err)
 	}
 	if f.Dir != "" {
-		w.Upper.Dir, w.Upper.Data = f.Dir, f.Data
+		w.Upper = overlay.Upper{Dir: f.Dir, Data: f.Data} // of names only
 	}
 	return nil
 }

@@ -295,3 +295,24 @@ func TestChangesFail(t *testing.T) {
 		}
 	})
 }
+
+// TestChangesOrphan: a link that a server keeps of what was unlinked is no name. The
+// file has not changed, and is not told of as if it had several names.
+func TestChangesOrphan(t *testing.T) {
+	u, lower := above{t, t.TempDir()}, image(t)
+	orphans := t.TempDir()
+	u.write("b", "one")
+	var st unix.Stat_t
+	u.must(unix.Lstat(u.path("b"), &st))
+	u.must(os.Link(u.path("b"), filepath.Join(orphans, overlay.OrphanName(st.Ino))))
+	for dir, told := range map[string]bool{"": true, filepath.Join(orphans, "none"): true, t.TempDir(): true, orphans: false} {
+		got := false
+		err := overlay.Changes(context.Background(), overlay.Upper{Dir: u.dir, UserXattr: true, Orphans: dir}, lower, func(c *overlay.Change) error {
+			got = got || c.Path == "b"
+			return nil
+		})
+		if err != nil || got != told {
+			t.Errorf("orphans in %q: told of the file: %v, %v", dir, got, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,23 @@ type Upper struct {
 	// data. What they would have is in this directory, in files called by the stubs'
 	// inode numbers; each may be replaced at any time by a copy of it.
 	Data string
+	// Orphans, if it is not empty, is a directory that has a link to each file which
+	// lost the name that a server knew it by, called OrphanName. It may not be there.
+	// Such a link is no name of the file and does not count.
+	Orphans string
+}
+
+// OrphanName is what the file with the inode number ino is called in Upper.Orphans.
+func OrphanName(ino uint64) string { return strconv.FormatUint(ino, 16) }
+
+// orphaned tells whether one of the links of the file that st describes is in Orphans.
+func (u Upper) orphaned(st *unix.Stat_t) bool {
+	if st.Nlink < 2 || u.Orphans == "" || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return false
+	}
+	var orphan unix.Stat_t
+	err := unix.Lstat(filepath.Join(u.Orphans, OrphanName(st.Ino)), &orphan)
+	return err == nil && orphan.Ino == st.Ino && orphan.Dev == st.Dev
 }
 
 func (u Upper) prefix() string {
@@ -49,7 +67,7 @@ func (u Upper) prefix() string {
 // upperEntry is an entry of an upper directory.
 type upperEntry struct {
 	name   string
-	stat   unix.Stat_t
+	stat   unix.Stat_t   // Nlink is the number of its names
 	xattrs []index.Xattr // without overlayfs's
 	target string        // of a symbolic link
 
@@ -112,6 +130,9 @@ func (u Upper) entry(dir *os.File, name string, lazy bool) (*upperEntry, error) 
 	e := &upperEntry{name: name}
 	if err := unix.Fstat(fd, &e.stat); err != nil {
 		return nil, err
+	}
+	if u.orphaned(&e.stat) {
+		e.stat.Nlink--
 	}
 	if e.is(unix.S_IFCHR) && e.stat.Rdev == 0 {
 		e.whiteout = true

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/index"
+	"github.com/laminafs/lamina/overlay"
 )
 
 // node is a file that the upper directory has, or that is gone.
@@ -190,7 +191,7 @@ func (u *Union) dropLocked(n *node) {
 	}
 }
 
-func orphanName(ino uint64) string { return orphanDir + "/" + strconv.FormatUint(ino, 16) }
+func orphanName(ino uint64) string { return orphanDir + "/" + overlay.OrphanName(ino) }
 
 // pathMax is how long a path may get before it is walked in steps.
 const pathMax = 3900

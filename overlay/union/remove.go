@@ -99,7 +99,7 @@ func (u *Union) gone(nid index.NID, a *Attr) {
 // unlinkUpper removes name, which is c, from d.
 func (u *Union) unlinkUpper(d *node, name string, c child, s slot) error {
 	here := c.n.at == place{d, name}
-	if err := u.letGo(c.n, here, c.st.Nlink, s); err != nil {
+	if err := u.letGo(c.n, here, c.st.Nlink == 1, s); err != nil {
 		return err
 	}
 	if here {
@@ -108,11 +108,11 @@ func (u *Union) unlinkUpper(d *node, name string, c child, s slot) error {
 	return nil
 }
 
-// letGo removes the name s of n. If it is the one that n is found by, n becomes an
-// orphan.
-func (u *Union) letGo(n *node, here bool, links uint64, s slot) error {
+// letGo removes the name s of n. If it is the one that n is found by (here), n becomes
+// an orphan; last says that it has no other link.
+func (u *Union) letGo(n *node, here, last bool, s slot) error {
 	switch {
-	case here && links == 1:
+	case here && last:
 		flags := uint(0)
 		if s.covers {
 			flags = unix.RENAME_WHITEOUT

@@ -66,6 +66,9 @@ type Union struct {
 	root  *node
 }
 
+// Orphans is overlay.Upper.Orphans of a union with the work directory work.
+func Orphans(work string) string { return filepath.Join(work, ownDir, orphanDir) }
+
 // Options says how to open a union.
 type Options struct {
 	// Lower is the tree beneath. The caller closes it after the Union.
