@@ -105,12 +105,6 @@ func (s *Store) evict(full bool) (left bool, err error) {
 	if limit == 0 || sum <= limit-step {
 		return false, nil
 	}
-	held := map[string]bool{}
-	if s.opts.Held != nil {
-		if held, err = s.opts.Held(); err != nil {
-			return false, fmt.Errorf("list held layers: %w", err)
-		}
-	}
 	var all []*candidate
 	defer func() {
 		for _, c := range all {
@@ -118,9 +112,6 @@ func (s *Store) evict(full bool) (left bool, err error) {
 		}
 	}()
 	for key := range keys {
-		if held[key] {
-			continue
-		}
 		if n, ok := s.sweep(key); ok {
 			sum -= n
 			continue
@@ -134,7 +125,13 @@ func (s *Store) evict(full bool) (left bool, err error) {
 			all = append(all, c)
 		}
 	}
-	still, err := evictOldest(all, sum-(limit-3*step))
+	// All of their locks are taken.
+	held, err := s.held()
+	if err != nil {
+		return false, err
+	}
+	free := slices.DeleteFunc(slices.Clone(all), func(c *candidate) bool { return held[c.key] })
+	still, err := evictOldest(free, sum-(limit-3*step))
 	return left && still > 0, err
 }
 

@@ -129,6 +129,68 @@ func TestEvictSpares(t *testing.T) {
 	}
 }
 
+// TestHandedOver: while somebody is about to take data away, and has just asked what the
+// kernel reads, another process opens the layer, gives its data to the kernel and ends.
+func TestHandedOver(t *testing.T) {
+	for name, take := range map[string]func(s *cache.Store, key string) error{
+		"evict": func(s *cache.Store, _ string) error { return s.Evict() },
+		"drop": func(s *cache.Store, key string) error {
+			_, err := s.DropData(t.Context(), key)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := gzipFixture(t, files(25, 20, 64<<10))
+			dir := t.TempDir()
+			key := makeLayer(t, dir, f)
+			before := onDisk(t, dir)
+			var direct atomic.Bool // the kernel has it
+			done := make(chan error, 1)
+			mount := func() error {
+				s := openStore(t, dir, cache.Options{})
+				l, err := s.Layer(t.Context(), f.src, nil)
+				if err != nil {
+					return errors.Join(err, s.Close())
+				}
+				_, ok := l.DataFile()
+				direct.Store(ok)
+				return errors.Join(l.Close(), s.Close())
+			}
+			asked := false
+			s := openStore(t, dir, cache.Options{
+				Limit: before / 3,
+				Held: func() (map[string]bool, error) {
+					held := map[string]bool{key: direct.Load()}
+					if asked {
+						return held, nil
+					}
+					asked = true
+					go func() { done <- mount() }()
+					select {
+					case err := <-done: // before anything was taken
+						done <- err
+					case <-time.After(300 * time.Millisecond): // it waits for us
+					}
+					return held, nil
+				},
+			})
+			defer func() { _ = s.Close() }()
+			if err := take(s, key); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			switch after := onDisk(t, dir); {
+			case !asked:
+				t.Error("nobody asked what the kernel reads")
+			case direct.Load() && after != before:
+				t.Errorf("the kernel reads a file of which %d bytes of %d are left", after, before)
+			}
+		})
+	}
+}
+
 // TestEvictUnderReaders: several stores of one directory, all much too small,
 // evict all the time while all of it is read.
 func TestEvictUnderReaders(t *testing.T) {

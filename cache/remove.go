@@ -113,15 +113,6 @@ func (s *Store) DropData(ctx context.Context, key string) (freed int64, err erro
 }
 
 func (s *Store) dropData(ctx context.Context, key string) (int64, error) {
-	if s.opts.Held != nil {
-		held, err := s.opts.Held()
-		if err != nil {
-			return 0, fmt.Errorf("list held layers: %w", err)
-		}
-		if held[key] {
-			return 0, nil
-		}
-	}
 	lock, err := s.lockLayer(ctx, key)
 	if err != nil {
 		return 0, err
@@ -145,6 +136,9 @@ func (s *Store) dropData(ctx context.Context, key string) (int64, error) {
 		return 0, nil // in place
 	}
 	defer c.close()
+	if held, err := s.isHeld(key); held || err != nil {
+		return 0, err
+	}
 	if c.blocks == 0 || !c.table.Seekable() {
 		return 0, nil
 	}
@@ -187,14 +181,22 @@ func (s *Store) removeLayer(key string) (int64, error) {
 
 // isHeld tells whether Options.Held names the layer called key.
 func (s *Store) isHeld(key string) (bool, error) {
+	held, err := s.held()
+	return held[key], err
+}
+
+// held returns what Options.Held names. It must be asked when the lock is taken that a
+// process has which gives data to the kernel, and not before: whoever had it a moment
+// ago has told of his mount before he gave it back, and whoever comes now waits.
+func (s *Store) held() (map[string]bool, error) {
 	if s.opts.Held == nil {
-		return false, nil
+		return nil, nil
 	}
 	held, err := s.opts.Held()
 	if err != nil {
-		return false, fmt.Errorf("list held layers: %w", err)
+		return nil, fmt.Errorf("list held layers: %w", err)
 	}
-	return held[key], nil
+	return held, nil
 }
 
 // RemoveChain removes the chain called id, as RemoveLayer does with a layer.

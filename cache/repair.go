@@ -56,14 +56,14 @@ func (s *Store) dropWrong(ctx context.Context, key string, i, j int) error {
 		return err
 	}
 	defer func() { _ = data.Close() }()
-	held, err := s.isHeld(key)
-	if err != nil {
-		return err
-	}
+	held := false
 	hold, err := tryFlock(s.lockPath("hold", key), false)
 	switch {
 	case err == nil:
 		defer hold.unlock()
+		if held, err = s.isHeld(key); err != nil {
+			return err
+		}
 	case errors.Is(err, errLocked):
 		held = true
 	default:

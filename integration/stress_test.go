@@ -162,7 +162,8 @@ func (x *stress) mounted(rng *rand.Rand, short, name string) {
 		x.t.Error(err)
 		return
 	}
-	cmd := x.s.MountCommand(dir, name, "--engine", engines()[rng.IntN(2)])
+	engine := engines()[rng.IntN(2)]
+	cmd := x.s.MountCommand(dir, name, "--engine", engine)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		x.t.Errorf("mount %s: %v\n%s", name, err, out)
 		return
@@ -178,7 +179,7 @@ func (x *stress) mounted(rng *rand.Rand, short, name string) {
 		case err != nil:
 			x.t.Errorf("read %s of %s: %v\n%s", file, name, err, x.log(dir))
 		case got != truth[file].Sum:
-			x.t.Errorf("read %s of %s: wrong bytes", file, name)
+			x.t.Errorf("read %s of %s by %s: %s\n%s", file, name, engine, wrong(dir, shared.set.Tree(short), file), x.log(dir))
 		}
 		x.count("read")
 		if rng.IntN(40) == 0 {
@@ -189,6 +190,29 @@ func (x *stress) mounted(rng *rand.Rand, short, name string) {
 		x.t.Errorf("umount %s: %v", dir, err)
 	}
 	_ = os.Remove(dir)
+}
+
+// wrong says in what a file that was read wrong differs from the truth when it is read
+// again.
+func wrong(dir, truth, file string) string {
+	got, err := os.ReadFile(filepath.Join(dir, file))
+	want, err2 := os.ReadFile(filepath.Join(truth, file))
+	if err := errors.Join(err, err2); err != nil {
+		return "wrong bytes; then: " + err.Error()
+	}
+	bad, zeros, first := 0, 0, -1
+	for i := range want {
+		if i < len(got) && got[i] == want[i] {
+			continue
+		}
+		if bad++; first < 0 {
+			first = i
+		}
+		if i < len(got) && got[i] == 0 {
+			zeros++
+		}
+	}
+	return fmt.Sprintf("wrong bytes; of %d read again, %d of %d differ, from %d on, %d of them zero", len(got), bad, len(want), first, zeros)
 }
 
 // log returns the last lines that the server of the mount at dir has logged.

@@ -122,7 +122,7 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 	defer func() { _ = t.Close() }()
 	m := t.state(o.name(), o)
 	m.Engine = Kernel
-	if ok, err := cloneChain(m); ok || err != nil {
+	if ok, err := t.cloneChain(m); ok || err != nil {
 		return m, err
 	}
 	if !t.Complete() {
@@ -142,7 +142,7 @@ func mountLocal(ctx context.Context, o Options) (*State, error) {
 // cloneChain shows m's chain by cloning a kernel mount of the same chain, so
 // that both share one superblock and its page cache. It reports whether there
 // was one to clone.
-func cloneChain(m *State) (bool, error) {
+func (t *tree) cloneChain(m *State) (bool, error) {
 	if m.Options.RW {
 		return false, nil // its own overlayfs needs a mount of its own beneath
 	}
@@ -159,12 +159,23 @@ func cloneChain(m *State) (bool, error) {
 			m.ServedBy = e.Name
 		}
 		for i := range m.Layers {
-			m.Layers[i].Direct = e.Layers[i].Direct
+			if m.Layers[i].Direct = e.Layers[i].Direct; !m.Layers[i].Direct {
+				continue
+			}
+			// Until t is closed: who asks now what the kernel reads may have seen no
+			// record of m, and then no mount of e any more.
+			if err := t.Layers[i].Hold(); err != nil {
+				return false, err
+			}
 		}
 		if err := m.save(); err != nil {
 			return false, err
 		}
-		if err := fs.CloneMount(e.Options.Dir, m.Options.Dir); err != nil {
+		err := fs.CloneMount(e.Options.Dir, m.Options.Dir)
+		if err == nil {
+			err = m.verify()
+		}
+		if err != nil {
 			_ = m.remove()
 			// The other may be unmounted at this very moment: make a new one.
 			m.clearKernel()
@@ -173,4 +184,17 @@ func cloneChain(m *State) (bool, error) {
 		return true, nil
 	}
 	return false, nil
+}
+
+// verify makes sure that what was just cloned is s's chain, and takes it away if not:
+// where another mount was, there may have been a third one when it was cloned.
+func (s *State) verify() error {
+	v, err := newView()
+	if err != nil {
+		return err
+	}
+	if m, ok := v.at(s); ok && s.owns(m) {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("clone %s: %w", s.Name, errOtherLayers), fs.Unmount(context.Background(), s.Options.Dir, true))
 }

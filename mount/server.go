@@ -199,7 +199,7 @@ func (s *server) withoutServer(ready func(*State)) (bool, error) {
 	if s.state.Options.Fill && !s.tree.Complete() {
 		return false, nil
 	}
-	ok, err := cloneChain(s.state)
+	ok, err := s.tree.cloneChain(s.state)
 	if err != nil {
 		return false, err
 	}
