@@ -121,7 +121,7 @@ var errOtherLayers = errors.New("layers changed since the mount was made")
 func (t *tree) state(name string, o Options) *State {
 	m := &State{
 		Name: name, Options: o, Image: t.Image.Name, Digest: t.Image.Digest,
-		Chain: t.Chain.ID, Created: time.Now().Truncate(time.Second), Where: here(),
+		Chain: t.Chain.ID, Created: time.Now().Truncate(time.Second), Where: here(), Maker: self(),
 	}
 	if t.Image.Origin != nil {
 		m.Repository = t.Image.Origin.Name()

@@ -148,5 +148,5 @@ func (t *tree) mountComplete(m *State) error {
 	if err := fs.MountKernel(m.Options.Dir, fs.KernelMount{Meta: t.Chain.Path, Devices: devices, Writable: m.writable()}); err != nil {
 		return err
 	}
-	return m.keep()
+	return m.made()
 }

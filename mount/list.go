@@ -31,8 +31,8 @@ type Entry struct {
 	Status Status `json:"status"`
 }
 
-// grace is how long a record may be without a mount: who wrote it is about to
-// mount or to clone, or its server has just ended and is about to remove it.
+// grace is how long a record may be without a mount and a process: its server has just
+// ended and is about to remove it.
 const grace = 5 * time.Second
 
 // survey is what there is of a store's mounts.
@@ -138,7 +138,7 @@ func (s *State) status(byName map[string]*State, mounted bool) Status {
 		return Recovering
 	case mounted:
 		return Dead
-	case s.Server.Alive() || s.Holder.Alive():
+	case s.Server.Alive() || s.Holder.Alive() || s.Maker.Alive():
 		return Detached
 	case !s.Kept && time.Since(s.Created) < grace:
 		return Detached

@@ -181,7 +181,7 @@ func (t *tree) cloneChain(m *State) (bool, error) {
 			m.clearKernel()
 			return false, nil
 		}
-		return true, nil
+		return true, m.made()
 	}
 	return false, nil
 }

@@ -86,14 +86,19 @@ func TestListRemovesRubbish(t *testing.T) {
 	if err := busy.save(); err != nil {
 		t.Fatal(err)
 	}
+	slow := record(t, root, "e-5") // being mounted, for longer than that
+	slow.Maker = self()
+	if err := slow.save(); err != nil {
+		t.Fatal(err)
+	}
 	got, err := List(root)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != 3 || got[0].Name != "b-2" || got[1].Name != "b-3" || got[2].Name != "d-4" || got[2].Status != Detached {
-		t.Errorf("listed %+v, want the young records and the one with a server of its own", got)
+	if len(got) != 4 || got[0].Name != "b-2" || got[1].Name != "b-3" || got[2].Name != "d-4" || got[2].Status != Detached || got[3].Name != "e-5" {
+		t.Errorf("listed %+v, want the young records and those with a server or a maker of their own", got)
 	}
-	if used, err := InUse(root); err != nil || len(used) != 4 || used[2].Name != "c-3" {
+	if used, err := InUse(root); err != nil || len(used) != 5 || used[2].Name != "c-3" {
 		t.Errorf("in use are %+v, %v; want the one whose server another lives on, too", used, err)
 	}
 	if _, err := os.Stat(s.dir()); !errors.Is(err, fs.ErrNotExist) {

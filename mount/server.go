@@ -265,6 +265,7 @@ func (s *server) serve(ctx context.Context, takeover bool, ready func(*State)) (
 	if !takeover && s.state.Options.RW {
 		s.state.Kept = true
 	}
+	s.state.Maker = Process{}
 	if err := s.state.save(); err != nil {
 		_ = fs.Unmount(sctx, s.state.Options.Dir, true)
 		return abandon(err)

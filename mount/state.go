@@ -54,6 +54,8 @@ type State struct {
 	// Server and Holder identify the processes; zero values where there is none.
 	Server Process `json:"server"`
 	Holder Process `json:"holder"`
+	// Maker is the process that makes the mount, until it is made.
+	Maker Process `json:"maker,omitzero"`
 	// ServedBy names another mount whose server serves this one too: the
 	// kernel engine mounts a chain once and clones it.
 	ServedBy string    `json:"servedBy,omitempty"`

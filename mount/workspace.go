@@ -233,14 +233,16 @@ func (s *State) goOn() error {
 	return nil
 }
 
-// keep notes that the workspace was mounted.
-func (s *State) keep() error {
-	if !s.Options.RW {
-		return nil
-	}
-	s.Kept = true
+// made notes that the mount is there, which from now on needs no process that makes
+// it; one that cannot be noted is taken away.
+func (s *State) made() error {
 	defer s.unlockUpper()
-	return s.save()
+	s.Maker, s.Kept = Process{}, s.Kept || s.Options.RW
+	err := s.save()
+	if err != nil {
+		err = errors.Join(err, fs.Unmount(context.Background(), s.Options.Dir, true))
+	}
+	return err
 }
 
 // end takes back what s says of a mount that is over. A workspace stays; of other
@@ -273,7 +275,7 @@ func (s *State) tidy() {
 		return
 	}
 	now, err := Load(s.Options.Root, s.Name)
-	if err != nil || now.Server != s.Server || now.Holder != s.Holder || now.Server.Alive() || now.Holder.Alive() {
+	if err != nil || now.Server != s.Server || now.Holder != s.Holder || now.Server.Alive() || now.Holder.Alive() || now.Maker.Alive() {
 		return
 	}
 	now.clear()
@@ -284,11 +286,12 @@ func (s *State) tidy() {
 // anything.
 func (s *State) clear() {
 	s.clearKernel()
-	s.Server, s.Holder = Process{}, Process{}
+	s.Server, s.Holder, s.Maker = Process{}, Process{}, Process{}
 }
 
 func (s *State) isClear() bool {
-	return s.Server == Process{} && s.Holder == Process{} && s.ServedBy == "" &&
+	none := Process{}
+	return s.Server == none && s.Holder == none && s.Maker == none && s.ServedBy == "" &&
 		!slices.ContainsFunc(s.Layers, func(l LayerState) bool { return l.Direct })
 }
 

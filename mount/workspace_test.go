@@ -38,7 +38,7 @@ func TestWorkspaceStays(t *testing.T) {
 	if _, err := os.Stat(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.keep(); err != nil {
+	if err := s.made(); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the first List finds that it is not mounted any more
@@ -93,7 +93,7 @@ func TestWorkspaceAlone(t *testing.T) {
 	if _, err := os.Stat(one.Upper()); err != nil {
 		t.Errorf("the loser took the directory away: %v", err)
 	}
-	if err := one.keep(); err != nil {
+	if err := one.made(); err != nil {
 		t.Fatal(err)
 	}
 	if err := two.lockUpper(); err != nil { // one is not mounted, whatever it says
@@ -106,7 +106,7 @@ func TestWorkspaceAlone(t *testing.T) {
 func TestResume(t *testing.T) {
 	root := t.TempDir()
 	s := workspaceIn(t, root, "w")
-	if err := s.keep(); err != nil {
+	if err := s.made(); err != nil {
 		t.Fatal(err)
 	}
 	other := t.TempDir()
