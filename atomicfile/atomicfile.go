@@ -2,8 +2,12 @@ package atomicfile
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Write makes or replaces the file path with what fill writes: when it returns nil,
@@ -31,14 +35,16 @@ func WriteBytes(path, temp string, b []byte) error {
 // Place is Write whose name may be lost in a crash until SyncDir was called with the
 // directory of path. What it stands for afterwards is old or new, and whole.
 func Place(path, temp string, fill func(f *os.File) error) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(temp), filepath.Base(temp)+"*")
+	f, name, err := create(temp)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
 			_ = f.Close() // again, maybe
-			_ = os.Remove(f.Name())
+			if name != "" {
+				_ = os.Remove(name)
+			}
 		}
 	}()
 	if err := fill(f); err != nil {
@@ -47,10 +53,45 @@ func Place(path, temp string, fill func(f *os.File) error) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	if name == "" {
+		if name, err = link(f, path, temp); err != nil {
+			return err
+		}
+	}
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if name == path {
+		return nil
+	}
+	return os.Rename(name, path)
+}
+
+// create makes the file that is filled. Where the filesystem can, it has no name, and
+// goes with the process.
+func create(temp string) (f *os.File, name string, err error) {
+	fd, err := unix.Open(filepath.Dir(temp), unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), temp), "", nil
+	}
+	f, err = os.CreateTemp(filepath.Dir(temp), filepath.Base(temp)+"*")
+	if err != nil {
+		return nil, "", err
+	}
+	return f, f.Name(), nil
+}
+
+// link gives f, which is whole, a name: path, or a temporary one if that is taken.
+func link(f *os.File, path, temp string) (name string, err error) {
+	for name = path; ; name = fmt.Sprintf("%s%016x", temp, rand.Uint64()) {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+		if err == nil {
+			return name, nil
+		}
+		if err != unix.EEXIST {
+			return "", &os.LinkError{Op: "link", Old: temp, New: name, Err: err}
+		}
+	}
 }
 
 // SyncDir brings to the disk which names are in dir.

@@ -1,8 +1,8 @@
 // Package atomicfile makes and replaces files so that a crash at any instant leaves
 // the old content or the whole new one under a name, and never a part.
 //
-// Write does all of it: a file with a temporary name, its bytes on the disk, the
-// rename, the directory on the disk. Place leaves out the last step, for who makes
+// Write does all of it: a file without a name, its bytes on the disk, the name, by
+// rename if it is taken, the directory on the disk. Place leaves out the last step, for who makes
 // several names and then calls SyncDir once.
 //
 // # Invariants
@@ -15,8 +15,10 @@
 //
 // # Not promised
 //
-// A process that is killed leaves its temporary file. Its name begins as the caller
-// has said, for whoever cleans up to know it. Two that write one name at a time do
+// A process that is killed between two system calls leaves a temporary file when it
+// replaces one, and at any time before on filesystems that know no files without a
+// name. The file's name begins as the caller has said, for whoever cleans up to know
+// it. Two that write one name at a time do
 // not harm one another; the last one stays. Owner, permissions and attributes of a
 // file that is replaced are not kept.
 package atomicfile
