@@ -22,7 +22,7 @@ func (s store) run(t testing.TB, words ...string) string {
 	t.Helper()
 	out, err := s.Run(words...)
 	if err != nil {
-		t.Fatalf("lamina %s: %v", strings.Join(words, " "), err)
+		t.Fatalf("lamina %s: %v\n%s", strings.Join(words, " "), err, out)
 	}
 	return out
 }

@@ -9,13 +9,14 @@ import (
 )
 
 // farewell bounds the wait for a server to end after its tree is gone.
-const farewell = 10 * time.Second
+const farewell = time.Minute
 
 // Unmount ends the mount that target, a mountpoint or a name, means, and
 // returns when its server has ended. A busy mount is an error that wraps
 // [fs.ErrBusy], unless lazy is set: then the tree is detached at once and its
 // server ends with the last user. A mount that is busy is tried again for two
-// seconds and its server is given ten to end, or until ctx ends.
+// seconds. Its server, which may have data to bring to the disk, is given a minute to
+// end, or until ctx ends.
 func Unmount(ctx context.Context, root, target string, lazy bool) error {
 	e, err := find(root, target)
 	if err != nil {
