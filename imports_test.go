@@ -17,13 +17,14 @@ const module = "github.com/laminafs/lamina/"
 // below lists, for each room, the rooms that its packages may import. Packages
 // in one room may import one another.
 var below = map[string]string{
-	"cmd":         "mount commit view store overlay cache layer fetch image",
+	"cmd":         "mount commit view store overlay cache layer fetch image atomicfile",
 	"mount":       "store fs lookahead overlay cache layer index fetch image atomicfile",
 	"commit":      "overlay cache layer index fetch image",
 	"fs":          "overlay cache layer index fetch",
-	"store":       "published overlay cache layer index fetch image",
+	"store":       "push published overlay cache layer index fetch image",
 	"view":        "overlay index",
 	"published":   "layer index fetch",
+	"push":        "image fetch",
 	"lookahead":   "overlay cache layer index fetch",
 	"overlay":     "cache layer index fetch",
 	"cache":       "layer index fetch atomicfile",

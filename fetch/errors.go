@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -42,10 +43,14 @@ const (
 // Error is one failed attempt to get something from a host. It is found with
 // errors.As in what the methods of Client, Blob and Stream return.
 type Error struct {
+	Method  string // of the request; empty means GET
 	URL     string // without user, query and fragment, which may be secret
 	Status  int    // of the HTTP response; 0 when there was none
 	Message string // from the body of an error response, bounded and printable
-	Err     error  // the cause, or the sentinel that the status stands for
+	// Codes are the registry's own, such as DIGEST_INVALID (OCI distribution
+	// specification, "Error Codes").
+	Codes []string
+	Err   error // the cause, or the sentinel that the status stands for
 
 	fate       fate
 	retryAfter time.Duration // as the server asked; 0 if it did not
@@ -63,7 +68,8 @@ const (
 // Error returns one line.
 func (e *Error) Error() string {
 	var b strings.Builder
-	b.WriteString("get ")
+	b.WriteString(cmp.Or(strings.ToLower(e.Method), "get"))
+	b.WriteByte(' ')
 	b.WriteString(e.URL)
 	if e.Status != 0 {
 		fmt.Fprintf(&b, ": %d %s", e.Status, http.StatusText(e.Status))
@@ -90,7 +96,7 @@ func redact(u *url.URL) string {
 func responseError(resp *http.Response, redirected bool) *Error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // a part is good enough
 	_ = resp.Body.Close()
-	e := &Error{URL: redact(resp.Request.URL), Status: resp.StatusCode, Message: message(body)}
+	e := &Error{URL: redact(resp.Request.URL), Status: resp.StatusCode, Message: message(body), Codes: codes(body)}
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound || code == http.StatusGone:
 		e.Err, e.fate = ErrNotFound, permanent
@@ -111,6 +117,23 @@ func responseError(resp *http.Response, redirected bool) *Error {
 		e.fate = suspicious
 	}
 	return e
+}
+
+// Passes reports whether the same request may succeed later, and after how long the
+// server asks to wait for that.
+func (e *Error) Passes() (after time.Duration, ok bool) { return e.retryAfter, e.fate == transient }
+
+// codes returns the error codes in the body of an error response.
+func codes(body []byte) []string {
+	var reply struct{ Errors []struct{ Code string } }
+	if json.Unmarshal(body, &reply) != nil {
+		return nil
+	}
+	var all []string
+	for _, e := range reply.Errors {
+		all = append(all, e.Code)
+	}
+	return all
 }
 
 // message extracts a readable line from the body of an error response.

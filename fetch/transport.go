@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -21,10 +22,15 @@ import (
 //
 // Requests must carry no authorisation of their own; so remote is to be given no
 // keychain. They wait for a place as Readers do and have it until the answer comes,
-// and are bounded by their contexts only. A registry without the
+// but for those that send parts of blobs (PATCH), and are bounded by their contexts
+// only. A registry without the
 // referrers API answers requests to it with 404, whatever it says in truth: that
 // is the one answer that remote always understands.
-func (c *Client) Origin(ref reference.Named) (name.Repository, http.RoundTripper, error) {
+//
+// from are other repositories of the same registry that requests may concern, such as
+// those that blobs are mounted from: tokens are asked for to pull from them, too. What
+// is of another registry among them does not count.
+func (c *Client) Origin(ref reference.Named, from ...reference.Named) (name.Repository, http.RoundTripper, error) {
 	h, err := c.pushHost(reference.Domain(ref))
 	if err != nil {
 		return name.Repository{}, nil, fmt.Errorf("push to %s: %w", ref.Name(), err)
@@ -34,6 +40,12 @@ func (c *Client) Origin(ref reference.Named) (name.Repository, http.RoundTripper
 		return name.Repository{}, nil, fmt.Errorf("push to %s: %w", ref.Name(), err)
 	}
 	t := &originTransport{client: c, host: h, domain: reference.Domain(ref), repo: reference.Path(ref)}
+	t.scopes = []string{"repository:" + t.repo + ":pull,push"}
+	for _, f := range from {
+		if scope := "repository:" + reference.Path(f) + ":pull"; reference.Domain(f) == t.domain && !slices.Contains(t.scopes, scope) {
+			t.scopes = append(t.scopes, scope)
+		}
+	}
 	return registry.Repo(t.repo), t, nil
 }
 
@@ -58,6 +70,7 @@ type originTransport struct {
 	client       *Client
 	host         *host
 	domain, repo string
+	scopes       []string // of tokens
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -80,7 +93,10 @@ func (t *originTransport) roundTrip(in *http.Request) (*http.Response, error) {
 		return t.send(in.Clone(in.Context()))
 	}
 	s := t.host.session(t.client, t.repo)
-	ctx := docker.WithScope(in.Context(), "repository:"+t.repo+":pull,push")
+	ctx := in.Context()
+	for _, scope := range t.scopes {
+		ctx = docker.WithScope(ctx, scope)
+	}
 	body := in.Body
 	for renewed := false; ; {
 		out := in.Clone(in.Context())
@@ -143,13 +159,15 @@ func (t *originTransport) url(u *url.URL) *url.URL {
 
 // send sends a request, which is the transport's own, as it is.
 func (t *originTransport) send(req *http.Request) (*http.Response, error) {
-	if err := t.client.queue.acquire(req.Context(), Reader); err != nil {
-		if req.Body != nil {
-			_ = req.Body.Close()
+	if req.Method != http.MethodPatch { // of a blob, which may have to be read from a registry meanwhile
+		if err := t.client.queue.acquire(req.Context(), Reader); err != nil {
+			if req.Body != nil {
+				_ = req.Body.Close()
+			}
+			return nil, err
 		}
-		return nil, err
+		defer t.client.queue.release(Reader)
 	}
-	defer t.client.queue.release(Reader)
 	if t.host.header.Get("User-Agent") == "" {
 		req.Header.Set("User-Agent", t.client.o.UserAgent)
 	}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -30,9 +31,26 @@ type PackedLayer struct {
 
 // PackIndexes packs the indexes of those layers of t that need one to be read
 // lazily: gzip and zstd without a table of contents, verified against their diff
-// IDs, that can be read in parts. With push they are published in the image's repository, for the image as
-// it is. A layer that was opened by somebody else's index is left out.
-func (s *Store) PackIndexes(ctx context.Context, t *Tree, push bool) (made Packed, err error) {
+// IDs, that can be read in parts. With push they are published in the image's
+// repository, for the image as it is. A layer that was opened by somebody else's index
+// is left out.
+func (s *Store) PackIndexes(ctx context.Context, t *Tree, push bool) (Packed, error) {
+	if !push {
+		return s.packIndexes(ctx, t, nil)
+	}
+	if t.Image.Origin == nil {
+		return Packed{}, fmt.Errorf("index %s: only images of registries have a place to publish at", t.Image.Name)
+	}
+	made, err := s.packIndexes(ctx, t, t.Image.Origin)
+	if err == nil && made.Artifact == "" {
+		err = fmt.Errorf("index %s: no layer needs one and can be read in parts by it: convert zstd of one frame to zstd:chunked", t.Image.Name)
+	}
+	return made, err
+}
+
+// packIndexes is PackIndexes that publishes in repo, if that is not nil and there is
+// anything to publish.
+func (s *Store) packIndexes(ctx context.Context, t *Tree, repo reference.Named) (made Packed, err error) {
 	made = Packed{Image: t.Image.Name, Layers: []PackedLayer{}}
 	dir, err := os.MkdirTemp("", "lamina-index-")
 	if err != nil {
@@ -52,16 +70,10 @@ func (s *Store) PackIndexes(ctx context.Context, t *Tree, push bool) (made Packe
 		made.Layers = append(made.Layers, PackedLayer{Digest: l.Desc.Digest, Size: l.Desc.Size, Packed: size})
 		packs = append(packs, published.PackedLayer{Layer: l.Desc.Digest, DiffID: l.DiffID, Path: path})
 	}
-	if !push {
+	if repo == nil || len(packs) == 0 {
 		return made, nil
 	}
-	if t.Image.Origin == nil {
-		return made, fmt.Errorf("index %s: only images of registries have a place to publish at", t.Image.Name)
-	}
-	if len(packs) == 0 {
-		return made, fmt.Errorf("index %s: no layer needs one and can be read in parts by it: convert zstd of one frame to zstd:chunked", t.Image.Name)
-	}
-	desc, err := published.Push(ctx, s.Client, t.Image.Origin, ocispec.Descriptor{
+	desc, err := published.Push(ctx, s.Client, repo, ocispec.Descriptor{
 		MediaType: t.Image.MediaType(), Digest: t.Image.Digest, Size: int64(len(t.Image.RawManifest)),
 	}, packs)
 	made.Artifact = desc.Digest

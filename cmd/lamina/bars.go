@@ -18,6 +18,7 @@ import (
 type bars struct {
 	out   io.Writer
 	quiet bool
+	done  string // what is said to have been done with a layer
 
 	mu       sync.Mutex // guards what follows
 	progress *mpb.Progress
@@ -28,7 +29,7 @@ type bars struct {
 }
 
 func newBars(out *os.File, quiet bool) *bars {
-	b := &bars{out: out, quiet: quiet, bar: map[int]*mpb.Bar{}, finished: map[int]bool{}, counts: map[int][2]int64{}}
+	b := &bars{out: out, quiet: quiet, done: "read", bar: map[int]*mpb.Bar{}, finished: map[int]bool{}, counts: map[int][2]int64{}}
 	if !quiet && term.IsTerminal(int(out.Fd())) {
 		b.progress = mpb.New(mpb.WithOutput(out), mpb.WithWidth(60), mpb.WithAutoRefresh())
 	}
@@ -53,7 +54,7 @@ func (b *bars) Layer(i int, digest string, done, total int64) {
 	if b.progress == nil {
 		if done >= total && !b.finished[i] {
 			b.finished[i] = true
-			_, _ = fmt.Fprintf(b.out, "layer %s: %s read\n", shortDigest(digest), formatSize(total))
+			_, _ = fmt.Fprintf(b.out, "layer %s: %s %s\n", shortDigest(digest), formatSize(total), b.done)
 		}
 		return
 	}
