@@ -2,20 +2,17 @@ package commit
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/laminafs/lamina/commit/config"
 	"github.com/laminafs/lamina/image"
 	"github.com/laminafs/lamina/layer"
-	"github.com/laminafs/lamina/layer/encode"
 	"github.com/laminafs/lamina/overlay"
 )
 
@@ -84,23 +81,12 @@ func commit(ctx context.Context, s *image.Store, o Options) (*Result, error) {
 	}
 	r := &Result{}
 	var diffID digest.Digest
-	r.Layer, err = s.AddBlob(func(w io.Writer) (desc ocispec.Descriptor, err error) {
-		e, err := encode.NewWriter(w, o.Format)
-		if err != nil {
-			return desc, err
-		}
-		if r.Summary, err = o.write(ctx, e); err == nil && o.Frozen != nil {
+	r.Layer, r.Summary, diffID, err = addLayer(s, o.Format, func(w io.Writer) (Summary, error) {
+		sum, err := o.write(ctx, w)
+		if err == nil && o.Frozen != nil {
 			err = o.Frozen()
 		}
-		if err != nil {
-			e.Abort()
-			return desc, err
-		}
-		if err := e.Close(); err != nil {
-			return desc, err
-		}
-		diffID = e.Result().DiffID
-		return e.Result().Desc, nil
+		return sum, err
 	})
 	if err != nil {
 		return nil, err
@@ -154,15 +140,10 @@ func (o *Options) image(name string, added ocispec.Descriptor, diffID digest.Dig
 	if err != nil {
 		return nil, fmt.Errorf("config: %w", err)
 	}
-	m := ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest,
-		Config:    ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(raw), Size: int64(len(raw))},
-		Annotations: map[string]string{
-			ocispec.AnnotationBaseImageDigest: o.Base.Digest.String(),
-			ocispec.AnnotationBaseImageName:   o.Base.Name,
-		},
-	}
+	m := ocispec.Manifest{Annotations: map[string]string{
+		ocispec.AnnotationBaseImageDigest: o.Base.Digest.String(),
+		ocispec.AnnotationBaseImageName:   o.Base.Name,
+	}}
 	if !o.Squash {
 		for _, l := range o.Base.Layers {
 			d := l.Desc
@@ -171,18 +152,11 @@ func (o *Options) image(name string, added ocispec.Descriptor, diffID digest.Dig
 		}
 	}
 	m.Layers = append(m.Layers, added)
-	img := &image.Image{Name: name, Platform: o.Base.Platform, Manifest: m, RawConfig: raw}
-	if !o.Squash {
+	img, err := newImage(name, o.Base.Platform, raw, m)
+	if err == nil && !o.Squash {
 		img.Origin = o.Base.Origin
 	}
-	if img.RawManifest, err = json.Marshal(m); err != nil {
-		return nil, err
-	}
-	img.Digest = digest.FromBytes(img.RawManifest)
-	if err := json.Unmarshal(raw, &img.Config); err != nil {
-		return nil, fmt.Errorf("config: %w", err)
-	}
-	return img, nil
+	return img, err
 }
 
 // ociLayer returns the OCI media type for one of Docker's: the blobs are the

@@ -74,18 +74,9 @@ func openAll(ctx context.Context, n Name, o Options) ([]*Image, error) {
 // openAllRegistry opens the platforms of a reference: as the stored image index
 // has them, or the registry's.
 func openAllRegistry(ctx context.Context, n Name, o Options) ([]*Image, error) {
-	src := registrySource{reference.TrimNamed(n.Ref), o.Client, o.Store}
-	ask := o.Pull != PullNever && o.Client != nil
-	stored, origin, err := o.storedRoots(n)
-	switch {
-	case err != nil && !ask:
+	src, stored, ask, err := o.sourceOf(n)
+	if err != nil {
 		return nil, err
-	case err != nil:
-		o.warn("stored image is unusable, fetching it again", "image", n.String(), "error", err)
-	case len(stored) == 0 && !ask:
-		return nil, fmt.Errorf("%w: it is not stored, and no registry is asked for it", ErrNotFound)
-	case origin != nil:
-		src.repo = origin // the name may be one given by Tag
 	}
 	c := newCollector(src, o)
 	if !ask {
@@ -117,6 +108,25 @@ func openAllRegistry(ctx context.Context, n Name, o Options) ([]*Image, error) {
 		}
 	}
 	return images, nil
+}
+
+// sourceOf returns where what a reference stands for is read from, what it stands for in
+// the store, if anything, and whether the registry is asked for what is missing.
+func (o *Options) sourceOf(n Name) (src registrySource, stored []ocispec.Descriptor, ask bool, err error) {
+	src = registrySource{reference.TrimNamed(n.Ref), o.Client, o.Store}
+	ask = o.Pull != PullNever && o.Client != nil
+	stored, origin, err := o.storedRoots(n)
+	switch {
+	case err != nil && !ask:
+		return src, nil, ask, err
+	case err != nil:
+		o.warn("stored image is unusable, fetching it again", "image", n.String(), "error", err)
+	case len(stored) == 0 && !ask:
+		return src, nil, ask, fmt.Errorf("%w: it is not stored, and no registry is asked for it", ErrNotFound)
+	case origin != nil:
+		src.repo = origin // the name may be one given by Tag
+	}
+	return src, stored, ask, nil
 }
 
 // storedRoots returns what a reference stands for in the store: its image

@@ -196,7 +196,7 @@ func TestCommit(t *testing.T) {
 			for round := range 2 {
 				s.run(t, "mount", "-q", "--rw", "--name", "work", ref, m)
 				for i, format := range []string{"gzip", "zstd", "estargz", "zstd:chunked"} {
-					if base == images.Gzip && i > 1 {
+					if i > 1 && (base == images.Gzip || round > 0) {
 						continue
 					}
 					done := map[string]int{}

@@ -245,7 +245,7 @@ func TestFullDisk(t *testing.T) {
 		// What does not fit is fetched for each reader: do not read it all.
 		some := tree.Tree{}
 		for name, e := range shared.truth(t, "debian") {
-			if len(some) < 1000 {
+			if len(some) < 400 {
 				some[name] = e
 			}
 		}

@@ -78,7 +78,7 @@ func TestProgramGit(t *testing.T) {
 		rng := rand.New(rand.NewPCG(3, 1))
 		w := newWorkspace(t, engine, "debian")
 		made, lower := "srv/git/made", "usr/share/zoneinfo"
-		for i := range 2000 {
+		for i := range 700 {
 			w.write(t, fmt.Sprintf("%s/%d/%d/file%d", made, i%7, i%41, i), strings.Repeat(fmt.Sprintln(i), rng.IntN(500)))
 		}
 		for _, dir := range []string{made, lower} {

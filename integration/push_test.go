@@ -3,6 +3,7 @@
 package integration_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/laminafs/lamina/integration/faultproxy"
 	"github.com/laminafs/lamina/integration/images"
 	"github.com/laminafs/lamina/integration/registry"
+	"github.com/laminafs/lamina/integration/tree"
 )
 
 // pushed is what push prints.
@@ -143,7 +145,7 @@ func TestPushRefused(t *testing.T) {
 		words []string
 		want  string
 	}{
-		{good, []string{"push", from, "oci:dir"}, "second argument"},
+		{good, []string{"push", "oci:" + shared.set.LayoutDir() + ":debian-gzip"}, "second argument"},
 		{good, []string{"push", "nosuch:1", elsewhere + "/a:1"}, "nosuch"},
 		{good, []string{"push", from, "127.0.0.1:1/a:1"}, "127.0.0.1:1"},
 		{s, []string{"push", "oci:" + shared.set.LayoutDir() + ":debian-gzip", elsewhere + "/a:1"}, "401"},
@@ -171,5 +173,172 @@ func TestPushDrops(t *testing.T) {
 	s.parse(t, &got, "push", "-q", "--json", "oci:"+shared.set.LayoutDir()+":nginx-estargz", to)
 	if d := digestOf(t, to); d != got.Digest {
 		t.Errorf("%s, not %s", d, got.Digest)
+	}
+}
+
+// TestPushFiles: layouts and archives in every layer format are read by the tools that
+// others use, and lead to the same image.
+func TestPushFiles(t *testing.T) {
+	for _, f := range []images.Format{images.Gzip, images.Zstd, images.EStargz, images.Podman} {
+		t.Run(string(f), func(t *testing.T) {
+			t.Parallel()
+			p := shared.proxy(t, faultproxy.Config{})
+			s := newStore(t, p.Host())
+			name := p.Host() + "/lamina/debian:" + string(f)
+			want := digestOf(t, name)
+			dir := t.TempDir()
+			layout, oci, docker := filepath.Join(dir, "layout"), filepath.Join(dir, "oci.tar"), filepath.Join(dir, "docker.tar")
+			for _, to := range []string{"oci:" + layout + ":one", "oci-archive:" + oci + ":one", "docker-archive:" + docker + ":example.com/one:1"} {
+				s.run(t, "push", "-q", name, to)
+			}
+			for _, from := range []string{"oci:" + layout + ":one", "oci-archive:" + oci + ":one", "oci-archive:" + docker} {
+				if got := strings.TrimSpace(output(t, "skopeo", "inspect", "--format", "{{.Digest}}", from)); got != want {
+					t.Errorf("%s: %s, want %s", from, got, want)
+				}
+			}
+			other := t.TempDir()
+			output(t, "skopeo", "copy", "-q", "docker-archive:"+docker, "dir:"+filepath.Join(other, "skopeo"))
+			if f == images.Gzip { // umoci knows no zstd, and shows the files of an eStargz
+				output(t, "umoci", "unpack", "--image", layout+":one", filepath.Join(other, "umoci"))
+				got, err := tree.Read(filepath.Join(other, "umoci", "rootfs"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				report(t, tree.Diff(shared.truth(t, "debian"), got, tree.Options{}))
+			}
+			podman := []string{"--root", filepath.Join(other, "podman"), "--runroot", filepath.Join(other, "run"), "--storage-driver", "vfs"}
+			if said := output(t, "podman", append(podman, "load", "-q", "-i", docker)...); !strings.Contains(said, "example.com/one:1") {
+				t.Errorf("podman load: %s", said)
+			}
+			sameTree(t, shared.truth(t, "debian"), s.mount(t, "oci-archive:"+docker+":1"), f)
+			if f == images.Gzip || f == images.Zstd { // the others lose their annotations
+				sameTree(t, shared.truth(t, "debian"), s.mount(t, "docker-archive:"+docker), f)
+			}
+		})
+	}
+}
+
+// TestSave: several images in one archive, through a pipe.
+func TestSave(t *testing.T) {
+	t.Parallel()
+	p := shared.proxy(t, faultproxy.Config{})
+	s := newStore(t, p.Host())
+	nginx, httpd := p.Host()+"/lamina/nginx:gzip", p.Host()+"/lamina/httpd:gzip"
+	dir := t.TempDir()
+	file := filepath.Join(dir, "both.tar")
+	cmd := s.Command("save", "-q", nginx, httpd)
+	out, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout = out
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := out.Close(); err != nil {
+		t.Fatal(err)
+	}
+	podman := []string{"--root", filepath.Join(dir, "podman"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}
+	said := output(t, "podman", append(podman, "load", "-q", "-i", file)...)
+	for _, name := range []string{nginx, httpd} {
+		if !strings.Contains(said, name) {
+			t.Errorf("podman load: %s, without %s", said, name)
+		}
+		if got := strings.TrimSpace(output(t, "skopeo", "inspect", "--format", "{{.Digest}}", "oci-archive:"+file+":"+name)); got != digestOf(t, name) {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+	s.run(t, "save", "-q", "--format", "oci-archive", "-o", filepath.Join(dir, "one.tar"), nginx)
+	sameTree(t, shared.truth(t, "nginx"), s.mount(t, "oci-archive:"+filepath.Join(dir, "one.tar")), images.Gzip)
+}
+
+// output runs a command and returns what it prints.
+func output(t *testing.T, words0 string, words ...string) string {
+	t.Helper()
+	cmd := exec.Command(words0, words...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd.Args, err, said.String())
+	}
+	return string(out)
+}
+
+// TestLoad: what other tools save is loaded, with the same digests where they keep them,
+// compressed or not, from a file or a pipe; and what was loaded is mounted offline.
+func TestLoad(t *testing.T) {
+	t.Parallel()
+	p := shared.proxy(t, faultproxy.Config{})
+	name := p.Host() + "/lamina/debian:gzip"
+	layout := "oci:" + shared.set.LayoutDir() + ":debian-gzip"
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	output(t, "skopeo", "copy", "-q", layout, "oci-archive:"+at("skopeo-oci.tar")+":example.com/debian:1")
+	output(t, "skopeo", "copy", "-q", layout, "docker-archive:"+at("skopeo-docker.tar")+":example.com/debian:1")
+	output(t, "skopeo", "copy", "-q", layout, "oci-archive:"+at("nameless.tar"))
+	podman := []string{"--root", at("podman"), "--runroot", at("run"), "--storage-driver", "vfs"}
+	output(t, "podman", append(podman, "load", "-q", "-i", at("skopeo-docker.tar"))...)
+	for format, file := range map[string]string{"docker-archive": "podman-docker.tar", "oci-archive": "podman-oci.tar"} {
+		output(t, "podman", append(podman, "save", "-q", "--format", format, "-o", at(file), "example.com/debian:1")...)
+	}
+	newStore(t, p.Host()).run(t, "save", "-q", "-o", at("lamina.tar"), name)
+	output(t, "gzip", "-k", "-1", at("skopeo-oci.tar"))
+	output(t, "zstd", "-q", "-k", at("skopeo-docker.tar"))
+	want := digestOf(t, name)
+	for file, kept := range map[string]bool{
+		"skopeo-oci.tar": true, "skopeo-docker.tar": false, "podman-docker.tar": false, "podman-oci.tar": false,
+		"lamina.tar": true, "skopeo-oci.tar.gz": true, "skopeo-docker.tar.zst": false,
+	} {
+		for _, pipe := range []bool{false, true} {
+			if pipe && strings.HasPrefix(file, "podman") {
+				continue
+			}
+			s := newStore(t)
+			cmd := s.Command("load", "-q", "--json", "-i", at(file))
+			if pipe {
+				cmd = s.Command("load", "-q", "--json")
+				in, err := os.Open(at(file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = in.Close() }()
+				cmd.Stdin = in
+			}
+			out, err := cmd.Output()
+			var loaded []struct{ Name, Digest string }
+			if err != nil || json.Unmarshal(out, &loaded) != nil || len(loaded) != 1 || kept && loaded[0].Digest != want {
+				t.Errorf("%s, through a pipe: %v: %s, %v", file, pipe, out, err)
+				continue
+			}
+			if !pipe {
+				sameTree(t, shared.truth(t, "debian"), s.mount(t, loaded[0].Name), images.Gzip)
+				s.run(t, "check")
+			}
+		}
+	}
+	s := newStore(t)
+	if out, err := s.Command("load", "-q", "-i", at("nameless.tar")).CombinedOutput(); err == nil || !strings.Contains(string(out), "write its name") {
+		t.Errorf("without a name: %s", out)
+	}
+	s.run(t, "load", "-q", "-i", at("nameless.tar"), "app:1")
+	s.run(t, "cat", "-q", "app:1", "/etc/os-release")
+	b, err := os.ReadFile(at("lamina.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, b := range map[string][]byte{"cut": b[:len(b)/2], "empty": nil, "no tar": bytes.Repeat([]byte("x"), 2000)} {
+		file := at("bad.tar")
+		if err := os.WriteFile(file, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		s := newStore(t)
+		out, err := s.Command("load", "-q", "-i", file).CombinedOutput()
+		if err == nil || strings.Count(strings.TrimSpace(string(out)), "\n") > 0 {
+			t.Errorf("%s: %v\n%s", what, err, out)
+		}
+		if list := s.run(t, "images", "-q"); strings.TrimSpace(list) != "" {
+			t.Errorf("%s: there is %s", what, list)
+		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/laminafs/lamina/atomicfile"
+	"github.com/laminafs/lamina/cache"
 	"github.com/laminafs/lamina/image"
-	"github.com/laminafs/lamina/index"
 	"github.com/laminafs/lamina/overlay"
 	"github.com/laminafs/lamina/overlay/union"
 	"github.com/laminafs/lamina/store"
@@ -68,10 +68,10 @@ type Workspace struct {
 	// Lower is the tree of.
 	Image *image.Image
 
-	committed *store.Tree
-	layers    []*index.Index
-	lock      *os.File     // of an upper directory that is not mounted
-	picture   *controlConn // keeps the picture that Upper is
+	committed *overlay.Base  // nil if nothing was committed
+	layers    []*cache.Layer // of committed
+	lock      *os.File       // of an upper directory that is not mounted
+	picture   *controlConn   // keeps the picture that Upper is
 }
 
 // OpenWorkspace opens the workspace of e, mounted or not, with what st has and its
@@ -203,36 +203,39 @@ func (w *Workspace) openCommitted(ctx context.Context, st *store.Store, e *Entry
 		return err
 	}
 	ref := store.Ref{Name: name.Ref.Name() + "@" + last.Digest.String(), Pull: image.PullNever}
-	if w.committed, err = st.Open(ctx, ref, nil); err != nil {
+	if w.Image, err = st.Image(ctx, ref); err != nil {
 		return fmt.Errorf("%s, which was committed last: %w", last.Image, err)
 	}
-	w.Image = w.committed.Image
-	for i, l := range w.committed.Layers {
-		// One layer may lie under two keys: in the store, and where it was read in place.
-		if i < len(e.Layers) && w.Image.Layers[i].DiffID == e.Layers[i].DiffID {
-			continue
-		}
-		w.layers = append(w.layers, l.Index())
+	// One layer may lie under two keys: in the store, and where it was read in place.
+	shared := 0
+	for shared < min(len(e.Layers), len(w.Image.Layers)) && w.Image.Layers[shared].DiffID == e.Layers[shared].DiffID {
+		shared++
+	}
+	w.committed = &overlay.Base{Lower: w.Lower.Overlay()}
+	if shared < len(e.Layers) { // all of it was made one layer
+		w.committed.Lower, shared = nil, 0
+	}
+	if w.layers, err = st.Layers(ctx, w.Image, shared); err != nil {
+		return fmt.Errorf("%s, which was committed last: %w", last.Image, err)
+	}
+	for _, l := range w.layers {
+		w.committed.Layers = append(w.committed.Layers, overlay.New(l.Index(), []overlay.Data{l}))
 	}
 	return nil
 }
 
 // Since is what the changes of the next commit are against; nil if that is the lower
 // tree.
-func (w *Workspace) Since() *overlay.Base {
-	if w.committed == nil {
-		return nil
-	}
-	return &overlay.Base{Tree: w.committed.Overlay(), Layers: w.layers}
-}
+func (w *Workspace) Since() *overlay.Base { return w.committed }
 
 // Close closes the trees. Nothing of them may be in use.
 func (w *Workspace) Close() error {
 	var errs []error
-	for _, t := range []*store.Tree{w.Lower, w.committed} {
-		if t != nil {
-			errs = append(errs, t.Close())
-		}
+	for _, l := range w.layers {
+		errs = append(errs, l.Close())
+	}
+	if w.Lower != nil {
+		errs = append(errs, w.Lower.Close())
 	}
 	if w.lock != nil {
 		errs = append(errs, w.lock.Close())

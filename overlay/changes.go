@@ -35,7 +35,8 @@ func Changes(ctx context.Context, u Upper, lower *Tree, fn func(*Change) error) 
 }
 
 // Everything is Changes against an empty tree: it calls fn for all that the union
-// of u over lower has, as Added, and reads all names of both.
+// of u over lower has, as Added, and reads all names of both. If u has no directory,
+// that is all of lower.
 func Everything(ctx context.Context, u Upper, lower *Tree, fn func(*Change) error) error {
 	if err := changes(ctx, u, lower, true, fn); err != nil {
 		return within("union of "+u.Dir, err)
@@ -81,6 +82,14 @@ type changeWalk struct {
 
 // run walks the union, with all as if the lower tree were what was added too.
 func (w *changeWalk) run(all bool) error {
+	if all && w.upper.Dir == "" {
+		root := w.lower.Root()
+		c := &Change{Path: ".", Kind: Added}
+		if err := w.describe(c, root); err != nil {
+			return err
+		}
+		return w.enter(&place{path: ".", source: root}, c)
+	}
 	dir, err := os.OpenFile(w.upper.Dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err

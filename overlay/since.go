@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -14,11 +13,13 @@ import (
 
 // Base is a tree that the union of an upper directory and its lower tree is
 // compared with instead of the lower tree: an earlier state of the union, which was
-// committed as layers over the lower tree.
+// committed as layers. They are not merged, which would cost as much as the image is
+// large.
 type Base struct {
-	// Tree is the merged tree of lower and Layers, which are the bottom one first.
-	Tree   *Tree
-	Layers []*index.Index
+	// Lower is the merged tree beneath the layers; nil if they are over nothing.
+	Lower *Tree
+	// Layers are the layers, each as its own tree, the bottom one first.
+	Layers []*Tree
 }
 
 // ChangesSince calls fn for every path at which the union of u over lower differs
@@ -35,7 +36,6 @@ type Base struct {
 func ChangesSince(ctx context.Context, u Upper, lower *Tree, base Base, fn func(*Change) error) error {
 	w := &sinceWalk{base: base, fn: fn, present: make(map[string]bool)}
 	w.changeWalk = &changeWalk{ctx: ctx, upper: u, lower: lower, fn: w.change, inodes: make(map[inode]string), keepSame: true}
-	w.old = &changeWalk{ctx: ctx, upper: u, lower: base.Tree, coarse: true}
 	err := w.run(false)
 	if err == nil {
 		err = w.vanished()
@@ -49,54 +49,42 @@ func ChangesSince(ctx context.Context, u Upper, lower *Tree, base Base, fn func(
 type sinceWalk struct {
 	*changeWalk
 	base Base
-	old  *changeWalk // over base's tree
 	fn   func(*Change) error
 	// present has the paths that were told of: whether the union has a directory
 	// there.
 	present map[string]bool
 }
 
-// find returns the node at p in base's tree, 0 if there is none.
-func (w *sinceWalk) find(p string) (index.NID, error) {
-	if p == "." {
-		return w.base.Tree.Root(), nil
-	}
-	dir, err := w.find(path.Dir(p))
-	if err != nil || dir == 0 {
-		return 0, err
-	}
-	nid, err := w.old.child(dir, path.Base(p))
-	if errors.Is(err, index.ErrNotDir) {
-		return 0, nil
-	}
-	return nid, err
+// old is a walk over the tree that an earlier state is in.
+func (w *sinceWalk) old(at spot) *changeWalk {
+	return &changeWalk{ctx: w.ctx, upper: w.upper, lower: at.tree, coarse: true}
 }
 
 // change turns a change of the lower tree into one of base.
 func (w *sinceWalk) change(c *Change) error {
 	isDir := c.Attr.Mode&unix.S_IFMT == unix.S_IFDIR
 	w.present[c.Path] = isDir && c.Kind != Deleted
-	was, err := w.find(c.Path)
+	was, err := w.base.find(c.Path)
 	if err != nil {
 		return err
 	}
 	c.Opaque, c.Covered, c.Unchanged = false, false, false
 	switch {
-	case c.Kind == Deleted && was == 0:
+	case c.Kind == Deleted && was.tree == nil:
 		return nil
 	case c.Kind == Deleted:
-		if err := w.old.describe(c, was); err != nil {
+		if err := w.old(was).describe(c, was.nid); err != nil {
 			return err
 		}
-	case was == 0:
+	case was.tree == nil:
 		c.Kind = Added
 	default:
 		c.Kind = Modified
 		if isDir {
-			c.Unchanged, err = w.old.sameAttributes(c, was)
+			c.Unchanged, err = w.old(was).sameAttributes(c, was.nid)
 		} else if c.Attr.Nlink <= 1 {
 			var same bool
-			if same, err = w.old.same(c, was, false); same {
+			if same, err = w.old(was).same(c, was.nid, false); same {
 				return nil
 			}
 		}
@@ -112,21 +100,21 @@ func (w *sinceWalk) change(c *Change) error {
 func (w *sinceWalk) vanished() error {
 	var gone []string
 	for _, x := range w.base.Layers {
-		if err := w.collect(x, x.Root(), ".", &gone); err != nil {
+		if err := w.collect(x.Index, x.Root(), ".", &gone); err != nil {
 			return fmt.Errorf("layer of the base: %w", err)
 		}
 	}
 	slices.Sort(gone)
 	for _, p := range slices.Compact(gone) {
-		was, err := w.find(p)
+		was, err := w.base.find(p)
 		if err != nil {
 			return err
 		}
-		if was == 0 {
+		if was.tree == nil {
 			continue
 		}
 		c := &Change{Path: p, Kind: Deleted}
-		if err := w.old.describe(c, was); err != nil {
+		if err := w.old(was).describe(c, was.nid); err != nil {
 			return err
 		}
 		if err := w.ctx.Err(); err != nil {

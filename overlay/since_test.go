@@ -44,19 +44,9 @@ func committed(t *testing.T) overlay.Base {
 		t.Fatal(err)
 	}
 
-	root := dir()
-	put(root, "a", dir())
-	put(root, "a/one", file(0, 0o600))
-	put(root, "a/two", file(512, 0o644))
-	put(root, "l", &index.Node{Mode: unix.S_IFLNK | 0o777, Mtime: mtime, UID: uid, GID: gid, Target: []byte("b")})
-	linked := file(512, 0o644)
-	put(root, "h1", linked)
-	put(root, "h2", linked)
-	put(root, "new", dir())
-	put(root, "new/file", file(512, 0o644))
 	data := append(memory("one"), make([]byte, 1021)...)
 	copy(data[512:], "two")
-	return overlay.Base{Tree: merged(t, root, 1, data), Layers: []*index.Index{x}}
+	return overlay.Base{Lower: image(t), Layers: []*overlay.Tree{overlay.New(x, []overlay.Data{data})}}
 }
 
 func TestChangesSince(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -18,8 +19,8 @@ import (
 // uploads is how many blobs are sent at once.
 const uploads = 4
 
-// Progress is told how many bytes of layer i, whose blob has the given digest, the
-// registry has; done may go back. It is called by several goroutines.
+// Progress is told how many bytes of blob i, of the given digest, the registry has; done
+// may go back. It is called by several goroutines.
 type Progress func(i int, digest string, done, total int64)
 
 // Result says how the blobs of images came to be where they are.
@@ -30,23 +31,34 @@ type Result struct {
 	Bytes   int64 `json:"bytes"` // of those that were sent
 }
 
-// Blobs sends what images consist of, each blob once; their manifests are then for
-// Manifest to send. p, which may be nil, counts the layers of all images on.
-//
-// Errors are as from Blob; if one blob fails, the others are given up.
-func (r *Registry) Blobs(ctx context.Context, images []*image.Image, p Progress) (Result, error) {
+// Blob is one to be pushed.
+type Blob struct {
+	Desc ocispec.Descriptor
+	From fetch.Blob
+	// Origin is the repository that it comes from, or nil.
+	Origin reference.Named
+}
+
+// Blobs sends blobs, several at a time and each once. p, which may be nil, is told of
+// all of them by their places. Errors are as from Blob; if one fails, the others are
+// given up.
+func (r *Registry) Blobs(ctx context.Context, blobs []Blob, p Progress) (Result, error) {
 	var mu sync.Mutex // guards result
 	var result Result
 	seen := map[digest.Digest]bool{}
 	g, all := errgroup.WithContext(ctx)
 	g.SetLimit(uploads)
-	send := func(desc ocispec.Descriptor, from fetch.Blob, img *image.Image, progress func(done, total int64)) {
-		if seen[desc.Digest] {
-			return
+	for i, b := range blobs {
+		if seen[b.Desc.Digest] {
+			continue
 		}
-		seen[desc.Digest] = true
+		seen[b.Desc.Digest] = true
 		g.Go(func() error {
-			way, err := r.Blob(all, desc, from, img.Origin, progress)
+			way, err := r.Blob(all, b.Desc, b.From, b.Origin, func(done, total int64) {
+				if p != nil {
+					p(i, b.Desc.Digest.String(), done, total)
+				}
+			})
 			if err != nil {
 				return err
 			}
@@ -59,26 +71,22 @@ func (r *Registry) Blobs(ctx context.Context, images []*image.Image, p Progress)
 				result.Mounted++
 			case Sent:
 				result.Sent++
-				result.Bytes += desc.Size
+				result.Bytes += b.Desc.Size
 			}
 			return nil
 		})
 	}
-	first := 0
-	for _, img := range images {
-		for k, l := range img.Layers {
-			n := first + k
-			send(l.Desc, l.Blob, img, func(done, total int64) {
-				if p != nil {
-					p(n, l.Desc.Digest.String(), done, total)
-				}
-			})
-		}
-		first += len(img.Layers)
-		config := img.Manifest.Config
-		send(config, memory{config.Digest, img.RawConfig}, img, nil)
-	}
 	return result, g.Wait()
+}
+
+// Parts returns the blobs of an image: its layers, and then its config.
+func Parts(img *image.Image) []Blob {
+	var all []Blob
+	for _, l := range img.Layers {
+		all = append(all, Blob{l.Desc, l.Blob, img.Origin})
+	}
+	config := img.Manifest.Config
+	return append(all, Blob{config, memory{config.Digest, img.RawConfig}, img.Origin})
 }
 
 // Descriptor returns that of an image's manifest.

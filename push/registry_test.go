@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -229,6 +230,63 @@ func TestRefused(t *testing.T) {
 
 // firstPauses is less than a second try takes.
 const firstPauses = 200 * time.Millisecond
+
+// TestLostSession: a session that the registry forgets is begun anew, and an answer that
+// is lost does no harm.
+func TestLostSession(t *testing.T) {
+	for method, want := range map[string]string{
+		http.MethodPatch: "HEAD POST PATCH GET POST PATCH PUT",
+		http.MethodPut:   "HEAD POST PATCH PUT GET HEAD",
+	} {
+		t.Run(method, func(t *testing.T) {
+			f := newFake(t)
+			done := false
+			f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+				if r.Method != method || done {
+					return false
+				}
+				done = true
+				f.note(r.Method)
+				if r.Method == http.MethodPut { // it is done, and nobody learns of it
+					f.ServeHTTP(httptest.NewRecorder(), r)
+					panic(http.ErrAbortHandler)
+				}
+				_, _ = io.Copy(io.Discard, r.Body)
+				f.mu.Lock()
+				clear(f.upload)
+				f.mu.Unlock()
+				f.refuse(w, http.StatusNotFound, "BLOB_UPLOAD_UNKNOWN")
+				return true
+			}
+			desc, from, content := blob(t, 10_000)
+			way, err := open(t, f, "team/app").Blob(t.Context(), desc, from, nil, nil)
+			if err != nil || way != push.Sent || f.has("team/app", desc.Digest) != content {
+				t.Errorf("way %v: %v", way, err)
+			}
+			got := strings.ReplaceAll(f.asked(), "PUT PUT", "PUT")
+			if got != want && got != strings.Replace(want, "GET", "GET DELETE", 1) {
+				t.Errorf("asked %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// TestMountDenied: what may not be mounted is sent.
+func TestMountDenied(t *testing.T) {
+	f := newFake(t)
+	f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+		if !r.URL.Query().Has("mount") {
+			return false
+		}
+		f.refuse(w, http.StatusUnauthorized, "UNAUTHORIZED")
+		return true
+	}
+	desc, from, content := blob(t, 10_000)
+	way, err := open(t, f, "team/app", f.repo("lib/base")).Blob(t.Context(), desc, from, f.repo("lib/base"), nil)
+	if err != nil || way != push.Sent || f.has("team/app", desc.Digest) != content {
+		t.Errorf("way %v: %v", way, err)
+	}
+}
 
 // TestCancel: an upload ends at once, and leaves no session.
 func TestCancel(t *testing.T) {

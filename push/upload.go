@@ -105,6 +105,7 @@ type upload struct {
 	at      *url.URL // of the session; nil before it begins
 	off     int64    // the registry has the bytes before it
 	broken  bool     // the registry is to be asked how many it has
+	ending  bool     // the registry was told that it has all
 	mounted bool
 	stream  fetch.Stream // the last one
 }
@@ -130,6 +131,13 @@ func (u *upload) step(ctx context.Context) error {
 	if u.broken {
 		u.ask(ctx)
 	}
+	if u.at == nil && u.ending {
+		// The answer may have been lost that it is there.
+		u.ending = false
+		if there, err := u.r.has(ctx, u.desc.Digest); there || err != nil {
+			return err
+		}
+	}
 	if u.at == nil {
 		if err := u.begin(ctx); err != nil || u.mounted {
 			return err
@@ -141,6 +149,7 @@ func (u *upload) step(ctx context.Context) error {
 			return err
 		}
 	}
+	u.ending = true
 	err := u.finish(ctx)
 	if err != nil {
 		u.broken = true
@@ -148,15 +157,22 @@ func (u *upload) step(ctx context.Context) error {
 	return err
 }
 
-// begin asks for a session, or for the blob of another repository.
+// begin asks for the blob of another repository, once, and then for a session.
 func (u *upload) begin(ctx context.Context) error {
 	u.off, u.broken = 0, false
-	query := url.Values{}
-	if u.origin != nil {
-		query.Set("mount", u.desc.Digest.String())
-		query.Set("from", reference.Path(u.origin))
-		u.origin = nil // once: a registry that does not mount it begins a session
+	if origin := u.origin; origin != nil {
+		u.origin = nil
+		err := u.post(ctx, url.Values{"mount": {u.desc.Digest.String()}, "from": {reference.Path(origin)}})
+		// Who may not read there, by the registry's word, may send what he has.
+		if !errors.Is(err, fetch.ErrDenied) && !errors.Is(err, fetch.ErrNotFound) {
+			return err
+		}
 	}
+	return u.post(ctx, nil)
+}
+
+// post begins a session, if the answer is not that the blob was mounted.
+func (u *upload) post(ctx context.Context, query url.Values) error {
 	resp, err := u.r.do(ctx, request{method: http.MethodPost, at: u.r.at("blobs/uploads/", query)}, http.StatusAccepted, http.StatusCreated)
 	if err != nil {
 		return err
@@ -279,7 +295,7 @@ func (u *upload) reject(cause error) {
 	if u.stream != nil {
 		u.stream.Reject(cause)
 	}
-	u.at, u.off = nil, 0
+	u.at, u.off, u.ending = nil, 0, false
 }
 
 // abandon gives the session up, if there is one: what was sent takes room there.
@@ -339,10 +355,17 @@ func passes(err error) (after time.Duration, ok bool) {
 	case errors.As(err, &source):
 		return 0, false
 	case errors.As(err, &answer):
+		if slices.ContainsFunc(answer.Codes, func(c string) bool { return slices.Contains(lost, c) }) {
+			return 0, true
+		}
 		return answer.Passes()
 	}
 	return 0, errors.Is(err, fetch.ErrUnavailable)
 }
+
+// lost are the codes by which a registry says that it cannot go on with a session, and
+// another one may be begun.
+var lost = []string{"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID", "RANGE_INVALID"}
 
 // retry calls do again while its error may pass.
 func retry(ctx context.Context, do func() error) error {

@@ -132,15 +132,35 @@ func (s *Store) OpenLayers(ctx context.Context, sources []layer.Source, keys []s
 	})
 }
 
+// Layers opens the layers of an image from the one at place from on, each by itself. The
+// caller closes them. Errors are those of package cache, and of ctx.
+func (s *Store) Layers(ctx context.Context, img *image.Image, from int) ([]*cache.Layer, error) {
+	above := img.Layers[from:]
+	t, err := openEach(ctx, len(above), func(ctx context.Context, i int) (*cache.Layer, error) {
+		return s.Cache.AnyLayer(ctx, layer.Source(above[i]), nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return t.Layers, nil
+}
+
 // openLayers opens n layers, all at once, and merges them.
-func (s *Store) openLayers(ctx context.Context, n int, open func(ctx context.Context, i int) (*cache.Layer, error)) (t *Tree, err error) {
-	t = &Tree{Layers: make([]*cache.Layer, n)}
-	defer func() {
-		if err != nil {
-			_ = t.Close()
-			t = nil
-		}
-	}()
+func (s *Store) openLayers(ctx context.Context, n int, open func(ctx context.Context, i int) (*cache.Layer, error)) (*Tree, error) {
+	t, err := openEach(ctx, n, open)
+	if err != nil {
+		return nil, err
+	}
+	if t.Chain, err = s.Cache.Chain(ctx, t.Layers); err != nil {
+		_ = t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+// openEach opens n layers, all at once, to a tree without a chain.
+func openEach(ctx context.Context, n int, open func(ctx context.Context, i int) (*cache.Layer, error)) (*Tree, error) {
+	t := &Tree{Layers: make([]*cache.Layer, n)}
 	g, gctx := errgroup.WithContext(ctx)
 	for i := range n {
 		g.Go(func() (err error) {
@@ -148,11 +168,11 @@ func (s *Store) openLayers(ctx context.Context, n int, open func(ctx context.Con
 			return err
 		})
 	}
-	if err = g.Wait(); err != nil {
-		return t, err
+	if err := g.Wait(); err != nil {
+		_ = t.Close()
+		return nil, err
 	}
-	t.Chain, err = s.Cache.Chain(ctx, t.Layers)
-	return t, err
+	return t, nil
 }
 
 // Close closes the tree's layers. Nothing of it may be in use.

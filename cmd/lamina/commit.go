@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -59,13 +58,11 @@ func runCommit(c *cli.Context) error {
 		Instructions: c.StringSlice("change"), Author: c.String("author"), Comment: c.String("message"),
 		CreatedBy: "lamina commit", Created: time.Now().UTC(),
 	}
-	if s := os.Getenv("SOURCE_DATE_EPOCH"); s != "" {
-		sec, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return fmt.Errorf("SOURCE_DATE_EPOCH=%q: not a number of seconds", s)
-		}
-		o.Latest = time.Unix(sec, 0).UTC()
-		o.Edit.Created = o.Latest
+	switch at, ok, err := sourceDate(); {
+	case err != nil:
+		return err
+	case ok:
+		o.Latest, o.Edit.Created = at, at
 	}
 	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, w *mount.Workspace) error {
 		if err := w.Freeze(e); err != nil {

@@ -92,7 +92,7 @@ made no sense; 130 interrupted.`,
 		Commands: []*cli.Command{
 			mountCommand(), umountCommand(), commitCommand(), mountsCommand(), statsCommand(),
 			lsCommand(), catCommand(), cpCommand(), findFilesCommand(), diffCommand(), whichCommand(), layersCommand(),
-			pullCommand(), pushCommand(), imagesCommand(), inspectCommand(), historyCommand(), tagCommand(), rmiCommand(),
+			pullCommand(), pushCommand(), saveCommand(), loadCommand(), importCommand(), exportCommand(), loginCommand(), logoutCommand(), imagesCommand(), inspectCommand(), historyCommand(), tagCommand(), rmiCommand(),
 			indexCommand(), dfCommand(), pruneCommand(), checkCommand(),
 			completionCommand(), manCommand(), serveCommand(), holdCommand(),
 		},
