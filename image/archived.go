@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -52,11 +53,13 @@ func (a *archive) layoutImages(path string) ([]Archived, error) {
 		if isAttachment(d) {
 			continue
 		}
-		one := Archived{Name: entryName(d), In: Name{Transport: OCIArchive, Path: path, Digest: d.Digest}}
-		if ref, err := reference.ParseDockerRef(one.Name); one.Name != "" && err == nil {
+		one := Archived{In: Name{Transport: OCIArchive, Path: path, Digest: d.Digest}}
+		name := d.Annotations[annotationName]
+		if tag := d.Annotations[ocispec.AnnotationRefName]; name == "" && strings.ContainsAny(tag, "/:@") {
+			name = tag // else it is no more than a tag
+		}
+		if ref, err := reference.ParseDockerRef(name); name != "" && err == nil {
 			one.Name = ref.String()
-		} else {
-			one.Name = ""
 		}
 		// The platforms of one image without an image index have one name.
 		if i := slices.IndexFunc(found, func(o Archived) bool { return o.Name == one.Name }); one.Name != "" && i >= 0 {

@@ -1,8 +1,10 @@
-// Package push sends images to registries.
+// Package push sends images to registries, layouts and archives.
 //
 // Its central type is Registry: one repository that is pushed to. Registry.Blobs
 // sends what images consist of, Registry.Manifest what leads to it, so that whoever
-// sees a manifest finds all of it.
+// sees a manifest finds all of it. ToLayout, WriteOCIArchive and WriteDockerArchive put
+// the same into files. What goes is blobs and documents as they are; finding them, and
+// the names, is the caller's.
 //
 // # One blob
 //
