@@ -117,8 +117,16 @@ func (l layout) add(ctx context.Context, it Item, p Progress) (Result, error) {
 
 // begin makes the layout if it is not there.
 func (l layout) begin() error {
+	if err := os.MkdirAll(l.dir, 0o755); err != nil {
+		return err
+	}
+	unlock, err := l.lock() // another one may be about to make it
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	entries, err := os.ReadDir(l.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return err
 	}
 	path := filepath.Join(l.dir, ocispec.ImageLayoutFile)
@@ -133,10 +141,29 @@ func (l layout) begin() error {
 		}
 		return nil
 	}
-	if err := os.MkdirAll(filepath.Join(l.dir, "blobs"), 0o755); err != nil {
+	if err := l.file(path, layoutFile); err != nil {
 		return err
 	}
-	return l.file(path, layoutFile)
+	return os.MkdirAll(filepath.Join(l.dir, "blobs"), 0o755)
+}
+
+// lock keeps others who write the layout by this package out until unlock is called.
+func (l layout) lock() (unlock func(), err error) {
+	dir, err := os.Open(l.dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		_ = dir.Close()
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return func() { _ = dir.Close() }, nil
 }
 
 // file makes or replaces a small file, for everybody to read.
@@ -168,14 +195,11 @@ func (l layout) blob(ctx context.Context, b *Blob, progress func(done int64)) (m
 
 // enter notes the image in index.json.
 func (l layout) enter(root ocispec.Descriptor) error {
-	lock, err := os.Open(l.dir)
+	unlock, err := l.lock()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = lock.Close() }()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock: %w", err)
-	}
+	defer unlock()
 	path := filepath.Join(l.dir, ocispec.ImageIndexFile)
 	x := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	switch b, err := readFile(path); {
