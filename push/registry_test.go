@@ -213,10 +213,10 @@ func TestRefused(t *testing.T) {
 				return true
 			}
 			desc, from, content := blob(t, 10_000)
-			began := time.Now()
 			_, err := open(t, f, "team/app").Blob(t.Context(), desc, from, nil, nil)
-			if !errors.Is(err, tt.want) || tt.want != nil && time.Since(began) > firstPauses {
-				t.Errorf("after %v: %v", time.Since(began), err)
+			// Once more, perhaps, with other credentials.
+			if !errors.Is(err, tt.want) || tt.want != nil && n > 2 {
+				t.Errorf("asked %d times: %v", n, err)
 			}
 			if tt.want == nil && f.has("team/app", desc.Digest) != content {
 				t.Error("it did not come")
@@ -227,9 +227,6 @@ func TestRefused(t *testing.T) {
 		})
 	}
 }
-
-// firstPauses is less than a second try takes.
-const firstPauses = 200 * time.Millisecond
 
 // TestLostSession: a session that the registry forgets is begun anew, and an answer that
 // is lost does no harm.
@@ -303,7 +300,7 @@ func TestCancel(t *testing.T) {
 	}
 	desc, from, _ := blob(t, 1<<20)
 	began := time.Now()
-	if _, err := open(t, f, "team/app").Blob(ctx, desc, from, nil, nil); !errors.Is(err, context.Canceled) || time.Since(began) > 2*time.Second {
+	if _, err := open(t, f, "team/app").Blob(ctx, desc, from, nil, nil); !errors.Is(err, context.Canceled) || time.Since(began) > 20*time.Second {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 	f.mu.Lock()
