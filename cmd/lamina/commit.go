@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 
 	"github.com/laminafs/lamina/commit"
 	"github.com/laminafs/lamina/commit/config"
+	"github.com/laminafs/lamina/layer"
 	"github.com/laminafs/lamina/layer/encode"
 	"github.com/laminafs/lamina/mount"
 	"github.com/laminafs/lamina/overlay"
@@ -34,35 +36,60 @@ the same digest.
 
 Nothing stops programs from writing meanwhile. What they write during the commit
 may or may not be in it; a file that gets shorter makes it fail.`,
-		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "message", Aliases: []string{"m"}, Usage: "say `TEXT` in the history"},
-			&cli.StringFlag{Name: "author", Aliases: []string{"a"}, Usage: "`NAME` of the author"},
-			&cli.StringSliceFlag{Name: "change", Aliases: []string{"c"}, Usage: "carry out `INSTRUCTION` on the image's config"},
-			&cli.StringFlag{Name: "format", Value: "gzip", Usage: "of the new layer: gzip, zstd, estargz, zstd:chunked"},
+		Flags: slices.Concat(newImageFlags(), []cli.Flag{
 			&cli.BoolFlag{Name: "squash", Usage: "make one layer of everything"},
 			quietFlag(), jsonFlag(),
-		}, networkFlags()...),
+		}, networkFlags()),
 		BashComplete: completeMounts,
 		Before:       takes(2, 2, "a writable mount and a name for the image"),
 		Action:       runCommit,
 	}
 }
 
+// newImageFlags are those of commands that make an image with a new layer.
+func newImageFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "message", Aliases: []string{"m"}, Usage: "say `TEXT` in the history"},
+		&cli.StringFlag{Name: "author", Aliases: []string{"a"}, Usage: "`NAME` of the author"},
+		&cli.StringSliceFlag{Name: "change", Aliases: []string{"c"}, Usage: "carry out `INSTRUCTION` on the image's config"},
+		&cli.StringFlag{Name: "format", Value: "gzip", Usage: "of the new layer: gzip, zstd, estargz, zstd:chunked"},
+	}
+}
+
+// newImage returns what newImageFlags say, and the time that SOURCE_DATE_EPOCH does, zero
+// if it does not.
+func newImage(c *cli.Context) (f layer.Format, edit config.Edit, latest time.Time, err error) {
+	if f, err = encode.ParseFormat(c.String("format")); err != nil {
+		return f, edit, latest, usagef(c, "--format: %w", err)
+	}
+	edit = config.Edit{
+		Instructions: c.StringSlice("change"), Author: c.String("author"), Comment: c.String("message"),
+		CreatedBy: "lamina " + c.Command.Name, Created: time.Now().UTC(),
+	}
+	if latest, err = sourceDate(); !latest.IsZero() {
+		edit.Created = latest
+	}
+	return f, edit, latest, err
+}
+
+// sourceDate returns what SOURCE_DATE_EPOCH says, zero if it is not set.
+func sourceDate() (time.Time, error) {
+	s := os.Getenv("SOURCE_DATE_EPOCH")
+	if s == "" {
+		return time.Time{}, nil
+	}
+	sec, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH=%q: not a number of seconds", s)
+	}
+	return time.Unix(sec, 0).UTC(), nil
+}
+
 func runCommit(c *cli.Context) error {
 	o := commit.Options{Name: c.Args().Get(1), Squash: c.Bool("squash")}
 	var err error
-	if o.Format, err = encode.ParseFormat(c.String("format")); err != nil {
-		return usagef(c, "--format: %w", err)
-	}
-	o.Edit = config.Edit{
-		Instructions: c.StringSlice("change"), Author: c.String("author"), Comment: c.String("message"),
-		CreatedBy: "lamina commit", Created: time.Now().UTC(),
-	}
-	switch at, ok, err := sourceDate(); {
-	case err != nil:
+	if o.Format, o.Edit, o.Latest, err = newImage(c); err != nil {
 		return err
-	case ok:
-		o.Latest, o.Edit.Created = at, at
 	}
 	return withWorkspace(c, c.Args().First(), func(s *store.Store, e *mount.Entry, w *mount.Workspace) error {
 		if err := w.Freeze(e); err != nil {

@@ -6,16 +6,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
 	"github.com/laminafs/lamina/commit"
-	"github.com/laminafs/lamina/commit/config"
-	"github.com/laminafs/lamina/layer/encode"
 	"github.com/laminafs/lamina/mount"
 	"github.com/laminafs/lamina/overlay"
 	"github.com/laminafs/lamina/store"
@@ -28,51 +24,24 @@ func importCommand() *cli.Command {
 		Description: `The tar may be compressed by gzip, zstd, xz or bzip2. It becomes the layer as it is.
 -c takes the instructions that 'lamina commit -c' does. With SOURCE_DATE_EPOCH in the
 environment the same tar gives the same digest.`,
-		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "message", Aliases: []string{"m"}, Usage: "say `TEXT` in the history"},
-			&cli.StringFlag{Name: "author", Aliases: []string{"a"}, Usage: "`NAME` of the author"},
-			&cli.StringSliceFlag{Name: "change", Aliases: []string{"c"}, Usage: "carry out `INSTRUCTION` on the image's config"},
-			&cli.StringFlag{Name: "format", Value: "gzip", Usage: "of the layer: gzip, zstd, estargz, zstd:chunked"},
+		Flags: append(newImageFlags(),
 			&cli.StringFlag{Name: "platform", Usage: "`OS/ARCH[/VARIANT]` that it is for, this machine's if not said"},
 			jsonFlag(),
-		},
+		),
 		Before: takes(2, 2, "a tar file, or - for standard input, and a name for the image"),
 		Action: runImport,
 	}
 }
 
-// sourceDate returns what SOURCE_DATE_EPOCH says; ok is false if it is not set.
-func sourceDate() (at time.Time, ok bool, err error) {
-	s := os.Getenv("SOURCE_DATE_EPOCH")
-	if s == "" {
-		return at, false, nil
-	}
-	sec, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		return at, false, fmt.Errorf("SOURCE_DATE_EPOCH=%q: not a number of seconds", s)
-	}
-	return time.Unix(sec, 0).UTC(), true, nil
-}
-
 func runImport(c *cli.Context) (err error) {
 	o := commit.ImportOptions{Name: c.Args().Get(1), Platform: platforms.DefaultSpec()}
-	if o.Format, err = encode.ParseFormat(c.String("format")); err != nil {
-		return usagef(c, "--format: %w", err)
+	if o.Format, o.Edit, _, err = newImage(c); err != nil {
+		return err
 	}
 	if s := c.String("platform"); s != "" {
 		if o.Platform, err = platforms.Parse(s); err != nil {
 			return usagef(c, "--platform: %w", err)
 		}
-	}
-	o.Edit = config.Edit{
-		Instructions: c.StringSlice("change"), Author: c.String("author"), Comment: c.String("message"),
-		CreatedBy: "lamina import", Created: time.Now().UTC(),
-	}
-	switch at, ok, err := sourceDate(); {
-	case err != nil:
-		return err
-	case ok:
-		o.Edit.Created = at
 	}
 	in := os.Stdin
 	if path := c.Args().First(); path != "-" {
@@ -120,7 +89,7 @@ its name or directory, it is what is there now; it need not be mounted.`,
 }
 
 func runExport(c *cli.Context) error {
-	latest, _, err := sourceDate()
+	latest, err := sourceDate()
 	if err != nil {
 		return err
 	}
