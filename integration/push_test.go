@@ -161,6 +161,24 @@ func TestPushRefused(t *testing.T) {
 	}
 }
 
+// TestPushFull: a full disk is told of in one line, and no half archive or image is there.
+func TestPushFull(t *testing.T) {
+	small := disk(t, "16M")
+	s := newStore(t)
+	from := "oci:" + shared.set.LayoutDir() + ":debian-gzip"
+	for _, to := range []string{"oci-archive:" + filepath.Join(small, "a.tar"), "docker-archive:" + filepath.Join(small, "a.tar"), "oci:" + filepath.Join(small, "layout")} {
+		out, err := s.Command("push", "-q", from, to).CombinedOutput()
+		if text := strings.TrimSpace(string(out)); err == nil || !strings.Contains(text, "no space left") || strings.Contains(text, "\n") {
+			t.Errorf("%s: %v\n%s", to, err, text)
+		}
+	}
+	for _, name := range []string{"a.tar", "layout/index.json"} {
+		if _, err := os.Stat(filepath.Join(small, name)); err == nil {
+			t.Errorf("%s is there", name)
+		}
+	}
+}
+
 // TestPushDrops: a connection that breaks at any place, again and again, costs time only.
 func TestPushDrops(t *testing.T) {
 	p := shared.proxy(t, faultproxy.Config{Seed: 7, Faults: faultproxy.Faults{

@@ -189,7 +189,10 @@ func (l layout) blob(ctx context.Context, b *Blob, progress func(done int64)) (m
 		return false, err
 	}
 	return true, atomicfile.Write(path, filepath.Join(dir, unfinished), func(f *os.File) error {
-		return errors.Join(b.copyTo(ctx, f, progress), f.Chmod(0o644))
+		if err := b.copyTo(ctx, f, progress); err != nil {
+			return err
+		}
+		return f.Chmod(0o644)
 	})
 }
 

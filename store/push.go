@@ -3,7 +3,6 @@ package store
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -121,12 +120,27 @@ func ToFile(path string, write func(w io.Writer) error) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(write(f), f.Close())
+		if err := write(f); err != nil {
+			_ = f.Close()
+			return err
+		}
+		return f.Close()
 	}
 	return atomicfile.Write(path, path+".", func(f *os.File) error {
-		w := bufio.NewWriterSize(f, 1<<20)
-		return errors.Join(write(w), w.Flush(), f.Chmod(0o644))
+		if err := Buffered(f, write); err != nil {
+			return err
+		}
+		return f.Chmod(0o644)
 	})
+}
+
+// Buffered has write write to w in large pieces.
+func Buffered(w io.Writer, write func(w io.Writer) error) error {
+	b := bufio.NewWriterSize(w, 1<<20)
+	if err := write(b); err != nil {
+		return err // one line: what is left in b would fail for the same reason
+	}
+	return b.Flush()
 }
 
 // toRegistry pushes what was found, and notes in done how.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -106,8 +105,7 @@ func runExport(c *cli.Context) error {
 		if out != "" {
 			err = store.ToFile(out, to)
 		} else {
-			w := bufio.NewWriterSize(c.App.Writer, 1<<20)
-			err = errors.Join(to(w), w.Flush())
+			err = store.Buffered(c.App.Writer, to)
 		}
 		for _, name := range sum.Sockets {
 			fmt.Fprintf(os.Stderr, "left out %s: a tar cannot hold sockets\n", view.Escape(name))

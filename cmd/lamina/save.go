@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -58,7 +57,6 @@ func runSave(c *cli.Context) error {
 			}
 			return nil
 		}
-		w := bufio.NewWriterSize(c.App.Writer, 1<<20)
-		return errors.Join(s.Save(c.Context, w, o, bars.Layer), w.Flush())
+		return store.Buffered(c.App.Writer, func(w io.Writer) error { return s.Save(c.Context, w, o, bars.Layer) })
 	})
 }
